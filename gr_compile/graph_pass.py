@@ -104,6 +104,7 @@ class Pass(ABC):
     requires: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
     conflicts: ClassVar[frozenset[str]] = frozenset()
+    after: ClassVar[frozenset[str]] = frozenset()  # names of passes that, where present, run first
     numerics: ClassVar[Numerics] = "bitwise"
 
     @abstractmethod

@@ -1,0 +1,9 @@
+"""Published generative recommenders, written padded and in plain PyTorch, as their authors would."""
+
+from __future__ import annotations
+
+from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
+from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
+from gr_compile.model_zoo.stu import STU, STUConfig
+
+__all__ = ["HSTU", "STU", "HSTUConfig", "SASRec", "SASRecConfig", "STUConfig"]

@@ -1,0 +1,283 @@
+"""Where every dimension of every value comes from: provenance, never equal sizes (B, N and D collide in real models).
+
+A dimension is a tuple of atoms: `(B,)`, a flattened `(B, N)`, or `()` for a size of 1 that was made for broadcasting.
+Two dimensions share an atom only where some operator reads index k of one together with index k of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+
+
+class Atom:
+    """One index space. Atoms that an operator aligns are merged; one that a reshape splits refers to its parts."""
+
+    __slots__ = ("number", "parent", "parts", "size")
+
+    def __init__(self, size: sympy.Expr, number: int) -> None:
+        self.size, self.number = size, number
+        self.parent: Atom | None = None
+        self.parts: tuple[Atom, ...] | None = None
+
+    def root(self) -> Atom:
+        """The representative of the merged class."""
+        atom = self
+        while atom.parent is not None:
+            atom = atom.parent
+        return atom
+
+    def __repr__(self) -> str:
+        return f"a{self.number}:{self.size}"
+
+
+Dim = tuple[Atom, ...]
+
+
+def size_expr(size: Any) -> sympy.Expr:
+    """A size as a sympy expression, without making a guard."""
+    if isinstance(size, sympy.Expr):
+        return size
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+
+class DimensionProvenance:
+    """The dimensions of every tensor of a graph as tuples of atoms."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self._dims: dict[fx.Node, tuple[Dim, ...]] = {}
+        self._count = 0
+        for node in graph_module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                self._dims[node] = tuple(self._of(node, value))
+            elif isinstance(value, (tuple, list)) and any(isinstance(v, torch.Tensor) for v in value):
+                self._of_several(node)
+
+    def of(self, node: fx.Node) -> tuple[Dim, ...]:
+        """The dimensions of a tensor node, atoms resolved to their roots and parts."""
+        return tuple(self.resolve(dim) for dim in self._dims[node])
+
+    def known(self, node: fx.Node) -> bool:
+        """True for tensor nodes."""
+        return node in self._dims
+
+    def resolve(self, dim: Dim) -> Dim:
+        """Merged atoms become their roots, split ones their parts."""
+        out: list[Atom] = []
+        for atom in dim:
+            root = atom.root()
+            out += self.resolve(root.parts) if root.parts is not None else (root,)
+        return tuple(out)
+
+    # ------------------------------------------------------------------------------------------- building
+    def _fresh(self, size: Any) -> Dim:
+        self._count += 1
+        return (Atom(size_expr(size), self._count),)
+
+    def _fresh_dims(self, value: torch.Tensor) -> list[Dim]:
+        return [self._fresh(size) for size in value.shape]
+
+    def _of(self, node: fx.Node, value: torch.Tensor) -> list[Dim]:
+        kind = ops.kind_of(node)
+        if kind is None:
+            return self._opaque(node, value)
+        rule = getattr(self, "_" + type(kind).__name__.lower())
+        dims: list[Dim] = rule(node, value, kind)
+        return dims if len(dims) == value.dim() else self._fresh_dims(value)
+
+    def _of_several(self, node: fx.Node) -> None:
+        kind = ops.kind_of(node)
+        first = next(v for v in node.meta["val"] if isinstance(v, torch.Tensor))
+        if isinstance(kind, (ops.Reduce, ops.Along)) and self.known(kind.source):
+            rule = self._reduce if isinstance(kind, ops.Reduce) else self._along
+            self._dims[node] = tuple(rule(node, first, kind))  # type: ignore[arg-type]
+
+    def _opaque(self, node: fx.Node, value: torch.Tensor) -> list[Dim]:
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            query, key, values = (self._dims[n] for n in node.args[:3])  # type: ignore[index]
+            for a, b, c in zip(query[:-2], key[:-2], values[:-2]):
+                self._unify(a, b)
+                self._unify(a, c)
+            self._unify(key[-2], values[-2])
+            return [*query[:-1], values[-1]]
+        return self._fresh_dims(value)
+
+    def _pointwise(self, node: fx.Node, value: torch.Tensor, kind: ops.Pointwise) -> list[Dim]:
+        return self._broadcast([self._dims[n] for n in ops.tensor_operands(node)], value)
+
+    def _broadcast(self, operands: Sequence[tuple[Dim, ...]], value: torch.Tensor) -> list[Dim]:
+        out: list[Dim] = []
+        for position in range(value.dim()):
+            size = size_expr(value.shape[position])
+            aligned = [dims[k] for dims in operands if 0 <= (k := len(dims) - value.dim() + position)]
+            full = [dim for dim in aligned if self._size(dim) == size and dim]
+            for other in full[1:]:
+                self._unify(full[0], other)
+            out.append(full[0] if full else (() if size == 1 else self._fresh(value.shape[position])))
+        return out
+
+    def _expand(self, node: fx.Node, value: torch.Tensor, kind: ops.Expand) -> list[Dim]:
+        return self._broadcast([self._dims[kind.source]], value)
+
+    def _permute(self, node: fx.Node, value: torch.Tensor, kind: ops.Permute) -> list[Dim]:
+        return [self._dims[kind.source][d] for d in kind.order]
+
+    def _reduce(self, node: fx.Node, value: torch.Tensor, kind: ops.Reduce) -> list[Dim]:
+        dims = self._dims[kind.source]
+        if kind.keepdim:
+            return [() if d in kind.dims else dim for d, dim in enumerate(dims)]
+        return [dim for d, dim in enumerate(dims) if d not in kind.dims]
+
+    def _along(self, node: fx.Node, value: torch.Tensor, kind: ops.Along) -> list[Dim]:
+        return [
+            dim if self._size(dim) == size_expr(value.shape[d]) else self._fresh(value.shape[d])
+            for d, dim in enumerate(self._dims[kind.source])
+        ]
+
+    def _contract(self, node: fx.Node, value: torch.Tensor, kind: ops.Contract) -> list[Dim]:
+        table: dict[str, Dim] = {}
+        for operand, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels)):
+            for label, dim in zip(labels, self._dims[operand]):
+                if label not in table or not table[label] or self._size(table[label]) == 1:
+                    table[label] = dim
+                elif dim and self._size(dim) != 1:
+                    self._unify(table[label], dim)
+        out = [table[label] for label in kind.out_labels]
+        if kind.bias is not None:
+            self._broadcast([tuple(out), self._dims[kind.bias]], value)
+        return out
+
+    def _lookup(self, node: fx.Node, value: torch.Tensor, kind: ops.Lookup) -> list[Dim]:
+        return [*self._dims[kind.index], *self._dims[kind.table][1:]]
+
+    def _gather(self, node: fx.Node, value: torch.Tensor, kind: ops.Gather) -> list[Dim]:
+        index = list(self._dims[kind.index])
+        for d, dim in enumerate(self._dims[kind.source]):
+            if d != kind.dim and self._size(dim) == self._size(index[d]):
+                self._unify(dim, index[d])
+        return index
+
+    def _concatenate(self, node: fx.Node, value: torch.Tensor, kind: ops.Concatenate) -> list[Dim]:
+        sources = [self._dims[source] for source in kind.sources if source.meta["val"].dim() == value.dim()]
+        out = []
+        for d in range(value.dim()):
+            if d == kind.dim:
+                out.append(self._fresh(value.shape[d]))
+                continue
+            for other in sources[1:]:
+                self._unify(sources[0][d], other[d])
+            out.append(sources[0][d])
+        return out
+
+    def _stack(self, node: fx.Node, value: torch.Tensor, kind: ops.Stack) -> list[Dim]:
+        sources = [self._dims[source] for source in kind.sources]
+        for other in sources[1:]:
+            for a, b in zip(sources[0], other):
+                self._unify(a, b)
+        out = list(sources[0])
+        out.insert(kind.dim, self._fresh(value.shape[kind.dim]))
+        return out
+
+    def _slice(self, node: fx.Node, value: torch.Tensor, kind: ops.Slice) -> list[Dim]:
+        out = list(self._dims[kind.source])
+        if not kind.whole:
+            out[kind.dim] = self._fresh(value.shape[kind.dim])
+        return out
+
+    def _select(self, node: fx.Node, value: torch.Tensor, kind: ops.Select) -> list[Dim]:
+        return [dim for d, dim in enumerate(self._dims[kind.source]) if d != kind.dim]
+
+    def _item(self, node: fx.Node, value: torch.Tensor, kind: ops.Item) -> list[Dim]:
+        source = ops.kind_of(kind.source)
+        if isinstance(source, ops.Items):
+            dims = list(self._dims[source.source])
+            if source.drop:
+                del dims[source.dim]
+            elif self._size(dims[source.dim]) != size_expr(value.shape[source.dim]):
+                dims[source.dim] = self._fresh(value.shape[source.dim])
+            return dims
+        if self.known(kind.source) and isinstance(source, (ops.Reduce, ops.Along, ops.Pointwise)):
+            return list(self._dims[kind.source])
+        return self._fresh_dims(value)
+
+    def _items(self, node: fx.Node, value: torch.Tensor, kind: ops.Items) -> list[Dim]:
+        return self._fresh_dims(value)
+
+    # ------------------------------------------------------------------------------------------- reshape
+    def _reshape(self, node: fx.Node, value: torch.Tensor, kind: ops.Reshape) -> list[Dim]:
+        atoms = [atom for dim in self._dims[kind.source] for atom in self.resolve(dim) if atom.size != 1]
+        sizes = [size_expr(size) for size in value.shape]
+        out: list[Dim] = []
+        while len(out) < len(sizes):
+            size = sizes[len(out)]
+            if size == 1:
+                out.append(())
+                continue
+            taken = self._take(atoms, size)
+            if taken is None:
+                rest = self._split(atoms, sizes[len(out) :])
+                if rest is None:
+                    return [*out, *(self._fresh(s) if s != 1 else () for s in sizes[len(out) :])]
+                taken, atoms = rest
+            else:
+                atoms = atoms[len(taken) :]
+            out.append(taken)
+        return self._keep_unit_batch(node, kind, out, value)
+
+    def _keep_unit_batch(self, node: fx.Node, kind: ops.Reshape, out: list[Dim], value: torch.Tensor) -> list[Dim]:
+        """A size-1 dimension that an input brought (B = 1) keeps its atom where the reshape does not move it."""
+        for d, dim in enumerate(self._dims[kind.source]):
+            if dim and self._size(dim) == 1 and d < len(out) and out[d] == () and all(
+                self._size(self._dims[kind.source][e]) == self._size(out[e]) for e in range(d)
+            ):  # fmt: skip
+                out[d] = dim
+        return out
+
+    def _take(self, atoms: list[Atom], size: sympy.Expr) -> Dim | None:
+        product = sympy.Integer(1)
+        for count, atom in enumerate(atoms, start=1):
+            product = product * atom.size
+            if product == size:
+                return tuple(atoms[:count])
+        return None
+
+    def _split(self, atoms: list[Atom], sizes: list[sympy.Expr]) -> tuple[Dim, list[Atom]] | None:
+        """The first atom is a product of the first few sizes: it gets parts, the first of which is taken."""
+        if not atoms or atoms[0].parts is not None:
+            return None
+        product, count = sympy.Integer(1), 0
+        for size in sizes:
+            product, count = product * size, count + 1
+            if product == atoms[0].size:
+                parts = tuple(self._fresh(s)[0] for s in sizes[:count] if s != 1)
+                atoms[0].parts = parts
+                return (parts[0],), [*parts[1:], *atoms[1:]]
+        return None
+
+    # --------------------------------------------------------------------------------------------- merging
+    def _size(self, dim: Dim) -> sympy.Expr:
+        product = sympy.Integer(1)
+        for atom in dim:
+            product = product * atom.size
+        return product
+
+    def _unify(self, a: Dim, b: Dim) -> None:
+        a, b = self.resolve(a), self.resolve(b)
+        if a == b or self._size(a) != self._size(b):
+            return
+        if len(a) == len(b):
+            for x, y in zip(a, b):
+                if x is not y and x.size == y.size:
+                    old, new = (x, y) if y.number < x.number else (y, x)
+                    old.parent = new
+        elif len(a) == 1 and a[0] not in b:
+            a[0].parts = b
+        elif len(b) == 1 and b[0] not in a:
+            b[0].parts = a

@@ -1,0 +1,348 @@
+"""Find attention-like regions and extract their score programs: O[b,h,i,d] = sum over j of P[b,h,i,j] V[b,h,j,d].
+
+P = f(...), or P = post(softmax_j(f(...))), where f is over s = q . k, the indices, and loads of columns and tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.contraction import extents, operand_indices
+from gr_compile.analysis.dims import Atom, DimensionProvenance
+from gr_compile.analysis.element import Blocked, Dot, Elements, Indices
+from gr_compile.analysis.expr import Expr, add, binary, const, divmod_, index, make, mul, substitute, walk, where
+
+SDPA = torch.ops.aten.scaled_dot_product_attention.default
+PAIR = ("i", "j")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor operand of the region, with the index that each of its dimensions is read at."""
+
+    node: fx.Node
+    indices: Indices
+    feature: Expr
+
+
+@dataclass
+class Region:
+    """One attention-like contraction with its score program.
+
+    Attributes:
+        node: the contraction that makes O; `out_places`: the index of each of O's dimensions (d: the feature).
+        score: f, with "s" for the product of query and key; post: P over "sm", or None for a pointwise program.
+        value_element: V as an expression over b, h, j, d; its zeros count for the support.
+        extents: size of b, i, j, d and of every head index.
+        heads: the head indices, outermost first.
+        reads: every node that was read while extracting, with the indices it was read at.
+        definitions: integer columns and what defines them.
+    """
+
+    node: fx.Node
+    out_places: Indices
+    score: Expr
+    post: Expr | None
+    fully_masked: Literal["zero", "natural"]
+    query: Operand | None
+    key: Operand | None
+    value: Operand
+    value_element: Expr
+    extents: dict[str, Expr]
+    heads: tuple[str, ...]
+    batch_atom: Atom | None
+    query_atom: Atom | None
+    key_atom: Atom | None
+    reads: dict[fx.Node, set[Indices]] = field(default_factory=dict)
+    definitions: dict[Expr, Expr] = field(default_factory=dict)
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the program normalises over keys."""
+        return self.post is not None
+
+
+class RegionFinder:
+    """Finds the regions of one graph. `misses` holds contractions that look like attention, and what blocks them."""
+
+    def __init__(self, graph_module: fx.GraphModule, pull: Elements, dims: DimensionProvenance) -> None:
+        self.graph_module, self.pull, self.dims = graph_module, pull, dims
+        self.misses: list[tuple[fx.Node, Blocked]] = []
+
+    def find(self, batch: Atom | None = None) -> list[Region]:
+        """All regions, in graph order. `batch`: the atom that must play b; by default the outermost shared one."""
+        self.misses = []
+        found = []
+        for node in self.graph_module.graph.nodes:
+            if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+                continue
+            region = self._sdpa(node, batch) if node.target is SDPA else self._contraction(node, batch)
+            if region is not None:
+                found.append(region)
+        return found
+
+    # ------------------------------------------------------------------------------------- contractions
+    def _contraction(self, node: fx.Node, batch: Atom | None) -> Region | None:
+        kind = ops.kind_of(node)
+        if not isinstance(kind, ops.Contract) or kind.bias is not None:
+            return None
+        summed = [c for c in kind.left_labels if c in kind.right_labels and c not in kind.out_labels]
+        if len(summed) != 1:
+            return None
+        sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+        for (p_node, p_labels), (v_node, v_labels) in (sides, sides[::-1]):
+            if p_node.op == "placeholder":
+                continue
+            region = self._try(node, kind, (p_node, p_labels), (v_node, v_labels), summed[0], batch)
+            if region is not None:
+                return region
+        return None
+
+    def _try(
+        self, node: fx.Node, kind: ops.Contract, p_side: tuple[fx.Node, str], v_side: tuple[fx.Node, str], key: str,
+        batch: Atom | None,
+    ) -> Region | None:  # fmt: skip
+        (p_node, p_labels), (v_node, v_labels) = p_side, v_side
+        rows = [c for c in p_labels if c in kind.out_labels and c not in v_labels]
+        features = [c for c in kind.out_labels if c in v_labels and c not in p_labels]
+        if len(rows) != 1 or not features:
+            return None
+        row, feature = rows[0], features[-1]
+        shared = [c for c in kind.out_labels if c not in (row, feature)]
+        if not shared:
+            return None
+        sizes = extents(self.pull, kind)
+        self.pull.forget(PAIR)
+        axes = _Axes(self.pull, {c: self._label_dim(kind, c) for c in shared}, sizes, batch)
+        places = {**axes.places, row: index("i"), key: index("j"), feature: index("d")}
+        for name, label in (("i", row), ("j", key), ("d", feature)):
+            self.pull.bind(name, sizes[label])
+            axes.extents[name] = sizes[label]
+        try:
+            p_element = self.pull.element(p_node, operand_indices(self.pull, p_node, p_labels, places, sizes))
+            if not _relates_pairs(p_element):
+                return None
+            v_places = operand_indices(self.pull, v_node, v_labels, places, sizes)
+            v_element = self.pull.element(v_node, v_places)
+            score, post, safe = _split_softmax(p_element)
+            dot, score = self._one_dot(score, node)
+            if dot is not None and not self._keys_vary_with_batch(dot, axes):
+                return None
+        except Blocked as blocked:
+            if self._looks_like_attention(p_node, p_labels, row, key):
+                self.misses.append((node, blocked))
+            return None
+        query, key_operand = _sides(dot, node)
+        return Region(
+            node=node, out_places=tuple(places[c] for c in kind.out_labels), score=score, post=post,
+            fully_masked="zero" if safe else "natural", query=query, key=key_operand,
+            value=Operand(v_node, v_places, index("d")), value_element=v_element, extents=axes.extents,
+            heads=axes.heads, batch_atom=axes.batch_atom, query_atom=self._atom(kind, row),
+            key_atom=self._atom(kind, key), reads={n: set(r) for n, r in self.pull.visited.items()},
+            definitions=dict(self.pull.definitions),
+        )  # fmt: skip
+
+    def _label_dim(self, kind: ops.Contract, label: str) -> tuple[Atom, ...]:
+        for operand, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels)):
+            if label in labels:
+                dim = self.dims.of(operand)[labels.index(label)]
+                if dim:
+                    return dim
+        return ()
+
+    def _atom(self, kind: ops.Contract, label: str) -> Atom | None:
+        dim = self._label_dim(kind, label)
+        return dim[0] if len(dim) == 1 else None
+
+    def _looks_like_attention(self, p_node: fx.Node, labels: str, row: str, key: str) -> bool:
+        """A miss is worth reporting where P is computed, floating, and over two places of one sequence."""
+        value = p_node.meta["val"]
+        if not value.dtype.is_floating_point or p_node.op != "call_function":
+            return False
+        dims = dict(zip(labels, self.dims.of(p_node)))
+        return bool(dims[row]) and dims[row] == dims[key]
+
+    def _one_dot(self, score: Expr, node: fx.Node) -> tuple[Dot | None, Expr]:
+        dots = [part for part in walk(score) if part.op == "dot"]
+        if not dots:
+            return None, score
+        if len(dots) > 1:
+            raise Blocked("a score over two products of queries and keys", node)
+        dot = self.pull.dots.get(dots[0])
+        if dot is None:
+            raise Blocked("a score whose product sums over more than one dimension", node)
+        return dot, substitute(score, {dots[0]: make("s", (), dots[0].dtype)})
+
+    def _keys_vary_with_batch(self, dot: Dot, axes: _Axes) -> bool:
+        """silu(x W) @ y is a feed-forward network: keys of attention carry the batch."""
+        for indices in dot.indices:
+            free: frozenset[str] = frozenset().union(*(i.free for i in indices))
+            if "j" in free and "b" not in free and axes.extents["b"] is not const(1):
+                return False
+        return True
+
+    # --------------------------------------------------------------------------------------------- SDPA
+    def _sdpa(self, node: fx.Node, batch: Atom | None) -> Region | None:
+        try:
+            return self._sdpa_region(node, batch)
+        except Blocked as blocked:
+            self.misses.append((node, blocked))
+            return None
+
+    def _sdpa_region(self, node: fx.Node, batch: Atom | None) -> Region:
+        query, key, value = (node.args[k] for k in range(3))
+        pull = self.pull
+        pull.forget(PAIR)
+        q_shape, k_shape = pull.shape(query), pull.shape(key)  # type: ignore[arg-type]
+        labels = "zyxw"[: len(q_shape) - 2]
+        q_dims, k_dims = self.dims.of(query), self.dims.of(key)  # type: ignore[arg-type]
+        axes = _Axes(pull, dict(zip(labels, q_dims)), dict(zip(labels, q_shape)), batch)
+        for name, extent in (("i", q_shape[-2]), ("j", k_shape[-2]), ("d", pull.shape(value)[-1])):  # type: ignore[arg-type]
+            pull.bind(name, extent)
+            axes.extents[name] = extent
+        lead = [axes.places[c] for c in labels]
+        key_lead = list(lead)
+        if ops.argument(node, 7, "enable_gqa", False) and len(lead) > 1:
+            group = _exact_ratio(q_shape[-3], k_shape[-3], node)
+            key_lead[-1] = divmod_(lead[-1], group, pull.ranges)[0]
+        feature = pull.fresh(q_shape[-1])
+        q_places, k_places = (*lead, index("i"), feature), (*key_lead, index("j"), feature)
+        q_places, k_places = self._unit(query, q_places), self._unit(key, k_places)
+        pull.element(query, q_places)
+        pull.element(key, k_places)
+        v_places = self._unit(value, (*key_lead, index("j"), index("d")))
+        v_element = pull.element(value, v_places)
+        score = self._sdpa_score(node, lead)
+        dtype = pull.dtype(node)
+        post = make("sm", (), dtype)
+        probability = float(ops.argument(node, 4, "dropout_p", 0.0))
+        if probability:
+            post = make("dropout", (post, const(probability, "f32")), dtype)
+        return Region(
+            node=node, out_places=(*lead, index("i"), index("d")), score=score, post=post, fully_masked="zero",
+            query=Operand(query, q_places, feature), key=Operand(key, k_places, feature),  # type: ignore[arg-type]
+            value=Operand(value, v_places, index("d")), value_element=v_element, extents=axes.extents,  # type: ignore[arg-type]
+            heads=axes.heads, batch_atom=axes.batch_atom, query_atom=_single(q_dims[-2]), key_atom=_single(k_dims[-2]),
+            reads={n: set(r) for n, r in pull.visited.items()}, definitions=dict(pull.definitions),
+        )  # fmt: skip
+
+    def _unit(self, node: Any, places: Indices) -> Indices:
+        unit = const(1)
+        return tuple(const(0) if s is unit and "d" not in str(p) else p for s, p in zip(self.pull.shape(node), places))
+
+    def _sdpa_score(self, node: fx.Node, lead: Sequence[Expr]) -> Expr:
+        pull, dtype = self.pull, self.pull.dtype(node)
+        scale = ops.argument(node, 6, "scale")
+        width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+        if scale is None and not isinstance(width, int):
+            raise Blocked("the width of a head is not static", node)
+        factor = float(scale) if scale is not None else float(width) ** -0.5
+        score = binary("mul", make("s", (), dtype), const(factor, dtype), dtype)
+        masked = const(float("-inf"), dtype)
+        if ops.argument(node, 5, "is_causal", False):
+            score = where(pull.at_least_zero(add(index("i"), mul(const(-1), index("j")))), score, masked, dtype)
+        mask = ops.argument(node, 3, "attn_mask")
+        if mask is not None:
+            full = [*lead, index("i"), index("j")]
+            element = pull.element(mask, self._unit(mask, tuple(full[len(full) - ops.rank(mask) :])))
+            if element.dtype == "b":
+                score = where(element, score, masked, dtype)
+            else:
+                score = binary("add", score, element, dtype)
+        return score
+
+
+class _Axes:
+    """The shared labels of a region as index expressions: one atom plays b, all others are heads."""
+
+    def __init__(
+        self, pull: Elements, dims: dict[str, tuple[Atom, ...]], sizes: dict[str, Expr], batch: Atom | None
+    ) -> None:
+        atoms = [atom for dim in dims.values() for atom in dim]
+        self.batch_atom = batch if batch is not None and batch in atoms else (atoms[0] if atoms else None)
+        self.places: dict[str, Expr] = {}
+        self.extents: dict[str, Expr] = {"b": const(1)}
+        self._heads: list[str] = []
+        for position, (label, dim) in enumerate(dims.items()):
+            self.places[label] = self._place(pull, dim, sizes[label], position == 0)
+        pull.bind("b", self.extents["b"])
+        self.heads = tuple(self._heads)
+
+    def _place(self, pull: Elements, dim: tuple[Atom, ...], extent: Expr, first: bool) -> Expr:
+        if not dim:
+            if first and self.batch_atom is None:
+                self.extents["b"] = extent
+                return index("b")
+            return self._head(pull, extent) if extent is not const(1) else const(0)
+        place = const(0)
+        for atom in dim:
+            size = pull._symbolic(atom.size)
+            if atom is self.batch_atom and self.extents["b"] is const(1):
+                self.extents["b"] = size
+                digit = index("b")
+            else:
+                digit = self._head(pull, size)
+            place = add(mul(place, size), digit)
+        return place
+
+    def _head(self, pull: Elements, extent: Expr) -> Expr:
+        name = f"h{len(self._heads)}"
+        self._heads.append(name)
+        self.extents[name] = extent
+        pull.bind(name, extent)
+        return index(name)
+
+
+def _sides(dot: Dot | None, node: fx.Node) -> tuple[Operand | None, Operand | None]:
+    if dot is None:
+        return None, None
+    sides: dict[str, Operand] = {}
+    for operand, indices in zip(dot.operands, dot.indices):
+        free: frozenset[str] = frozenset().union(*(i.free for i in indices))
+        side = "i" if "i" in free else "j"
+        if side in sides:
+            raise Blocked("a product that is not between a query and a key", node)
+        sides[side] = Operand(operand, indices, dot.feature)
+    return sides.get("i"), sides.get("j")
+
+
+def _single(dim: tuple[Atom, ...]) -> Atom | None:
+    return dim[0] if len(dim) == 1 else None
+
+
+def _exact_ratio(larger: Expr, smaller: Expr, node: fx.Node) -> Expr:
+    if larger.op == "const" and smaller.op == "const" and larger.args[0] % smaller.args[0] == 0:
+        return const(larger.args[0] // smaller.args[0])
+    raise Blocked("grouped heads whose number is not a multiple", node)
+
+
+def _split_softmax(element: Expr) -> tuple[Expr, Expr | None, bool]:
+    """P = post(softmax_j(f)) -> (f, post over "sm", safe); P = f -> (f, None, False)."""
+    found = [part for part in walk(element) if part.op in ("softmax", "safe_softmax")]
+    if not found:
+        return element, None, False
+    if len(found) > 1:
+        raise Blocked("two softmaxes in one product")
+    softmax = found[0]
+    if softmax.args[1] is not index("j"):
+        raise Blocked("a softmax over another dimension than the keys")
+    post = substitute(element, {softmax: make("sm", (), softmax.dtype)})
+    return softmax.args[0], post, softmax.op == "safe_softmax"
+
+
+def _relates_pairs(element: Expr) -> bool:
+    """Does the expression relate i and j other than as one opaque table at (i, j)?"""
+    both = {"i", "j"}
+    if not both <= element.free:
+        return False
+    return any(both <= part.free and not _is_plain_table(part) for part in walk(element) if part.op != "cast")
+
+
+def _is_plain_table(part: Expr) -> bool:
+    return part.op == "load" and not any({"i", "j"} <= place.free for place in part.args[1])

@@ -1,0 +1,181 @@
+"""The torch.compile backend: capture, pipeline, target; and the callable that guards what the analyses assumed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._guards import CompileContext
+
+from gr_compile.capture import CannotCapture, capture
+from gr_compile.config import Config, ConfigError
+from gr_compile.constants import Constants, ContentGuard
+from gr_compile.editor import GraphEditor
+from gr_compile.graph_pass import GraphReport, Miss, StageEvent
+from gr_compile.pipeline import Hook, PassContext, Pipeline, run_pipeline
+from gr_compile.verify import VerificationError, verify_shapes
+
+log = logging.getLogger("gr_compile")
+
+
+@dataclass
+class Session:
+    """What one optimised model keeps over its compilations.
+
+    Attributes:
+        reports: one for each graph compiled so far.
+        distrusted: sources of buffers whose content changed after it was classified.
+        stale: a guard failed; the next call compiles anew.
+        hooks: called after capture, after every pass and at the end.
+    """
+
+    config: Config
+    pipeline: Pipeline
+    hooks: Sequence[Hook] = ()
+    allow: Callable[[str], bool] = lambda what: True
+    reports: list[GraphReport] = field(default_factory=list)
+    distrusted: set[str] = field(default_factory=set)
+    stale: bool = False
+
+
+def find_target(name: str) -> Any:
+    """The target that an installed package offers under this name.
+
+    Raises:
+        ConfigError: no such target; it lists those there are.
+    """
+    entries = {entry.name: entry for entry in importlib.metadata.entry_points(group="gr_compile.targets")}
+    if name not in entries:
+        raise ConfigError(f"target={name!r}: no such target; there are {', '.join(sorted(entries))}")
+    return entries[name].load()()
+
+
+class Backend:
+    """A torch.compile backend for one `Session`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.target = find_target(session.config.target)
+
+    def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        report = self._new_report()
+        self.session.reports.append(report)
+        start = time.perf_counter()
+        try:
+            captured = capture(graph_module)
+        except CannotCapture as blocked:
+            return self._run_as_torch_compile_would(graph_module, inputs, report, blocked)
+        report.capture_milliseconds = (time.perf_counter() - start) * 1e3
+        report.captured_nodes = len(captured.graph.find_nodes(op="call_function"))
+        constants = Constants.of(captured, inputs, frozenset(self.session.distrusted))
+        self._optimise(captured, constants, report)
+        start = time.perf_counter()
+        with _without_autocast():
+            compiled = self.target.compile(captured, inputs)
+        report.target_milliseconds = (time.perf_counter() - start) * 1e3
+        guards = constants.guards()
+        run = _WithoutAutocast(compiled) if _autocast_is_on() else compiled
+        return GuardedGraph(run, graph_module, guards, self.session) if guards else run
+
+    def _optimise(self, captured: fx.GraphModule, constants: Constants, report: GraphReport) -> None:
+        session = self.session
+        editor = GraphEditor(captured)
+        context = PassContext(editor, session.config, constants, report, session.allow, self.target.supports)
+        self._tell(StageEvent(0, "captured", captured, None, report))
+        run_pipeline(session.pipeline, captured, context, session.hooks)
+        if session.config.verify != "off" and any(record.changed for record in report.passes):
+            start = time.perf_counter()
+            try:
+                verify_shapes(captured, editor, None)
+            except VerificationError as error:
+                raise RuntimeError(f"the graph after {report.pipeline} does not verify: {error}") from error
+            report.facts["verify_milliseconds"] = f"{(time.perf_counter() - start) * 1e3:.1f}"
+        captured.recompile()
+        self._tell(StageEvent(99, "final", captured, None, report))
+
+    def _tell(self, event: StageEvent) -> None:
+        for hook in self.session.hooks:
+            hook(event)
+
+    def _new_report(self) -> GraphReport:
+        context = CompileContext.get() if CompileContext.try_get() is not None else None
+        identity = context.compile_id if context is not None else None
+        session = self.session
+        return GraphReport(
+            model=session.config.model,
+            compile_id=str(identity).replace("/", "_") if identity is not None else f"{len(session.reports)}",
+            attempt=context.attempt if context is not None else 0,
+            target=self.target.name,
+            pipeline=session.pipeline.text(),
+            training=torch.is_grad_enabled(),
+        )
+
+    def _run_as_torch_compile_would(
+        self, graph_module: fx.GraphModule, inputs: list[Any], report: GraphReport, blocked: CannotCapture
+    ) -> Callable[..., Any]:
+        report.not_captured = Miss(blocked.reason, blocked.node)
+        said = {str(r.not_captured) for r in self.session.reports[:-1] if r.not_captured is not None}
+        if str(report.not_captured) not in said:
+            log.warning("%s: a region runs as torch.compile would run it: %s", report.model, report.not_captured)
+        compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
+        return compiled
+
+
+class GuardedGraph:
+    """A compiled graph that relies on the content of some inputs.
+
+    Where a content has changed, this call runs the uncompiled graph, which assumes nothing, and the session's
+    next call compiles anew.
+    """
+
+    def __init__(
+        self, compiled: Callable[..., Any], original: fx.GraphModule, guards: Sequence[ContentGuard], session: Session
+    ) -> None:
+        self.compiled, self.original, self.guards, self.session = compiled, original, guards, session
+
+    def __call__(self, *args: Any) -> Any:
+        broken = [guard for guard in self.guards if not guard.holds(args[guard.position])]
+        if not broken:
+            return self.compiled(*args)
+        for guard in broken:
+            log.info("%s: the content of %s changed; compiling anew", self.session.config.model, guard.source)
+        self.session.stale = True
+        return self.original.forward(*args)
+
+
+class _WithoutAutocast:
+    """Capture has made autocast's casts explicit: the compiled graph runs without it."""
+
+    def __init__(self, compiled: Callable[..., Any]) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *args: Any) -> Any:
+        with _without_autocast():
+            return self.compiled(*args)
+
+
+def _autocast_is_on() -> bool:
+    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    saved = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
+    try:
+        for device, enabled in saved:
+            if enabled:
+                torch.set_autocast_enabled(device, False)
+        yield
+    finally:
+        for device, enabled in saved:
+            if enabled:
+                torch.set_autocast_enabled(device, True)
+
+

@@ -1,0 +1,194 @@
+"""GraphEditor: the only way to change a graph. It keeps fake values, stack traces and a record of what it touched."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings
+
+_INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "recompute", "ac_graph_id", "custom")
+
+
+def fake_mode_of(values: Iterable[Any]) -> FakeTensorMode | None:
+    """The mode of the first fake tensor among `values`."""
+    return next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
+
+
+class GraphEditor:
+    """Edits one graph. Every node it makes has a computed fake value and the provenance of the node it stands for."""
+
+    def __init__(self, graph_module: fx.GraphModule, fake_mode: FakeTensorMode | None = None) -> None:
+        self.graph_module = graph_module
+        self.graph = graph_module.graph
+        values = (node.meta.get("val") for node in self.graph.nodes)
+        self.fake_mode = fake_mode or fake_mode_of(values)
+        self.touched: set[fx.Node] = set()
+        self.edits = 0
+        self._like: fx.Node | None = None
+        self._stamp = ""
+        self._point: tuple[fx.Node | None, bool] = (None, False)
+
+    # ------------------------------------------------------------------------------------ where and as what
+    @contextlib.contextmanager
+    def at(
+        self, *, before: fx.Node | None = None, after: fx.Node | None = None, like: fx.Node | None = None
+    ) -> Iterator[GraphEditor]:
+        """Nodes made inside stand before or after a node and inherit the provenance of `like`."""
+        scope = (
+            self.graph.inserting_before(before)
+            if before is not None
+            else self.graph.inserting_after(after)
+            if after is not None
+            else contextlib.nullcontext()
+        )
+        previous = self._like, self._point
+        self._like = like if like is not None else self._like
+        if before is not None or after is not None:
+            self._point = (before or after, after is not None)
+        try:
+            with scope:
+                yield self
+        finally:
+            self._like, self._point = previous
+
+    # -------------------------------------------------------------------------------------------- edits
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A new call of `target` at the insertion point. Arguments: nodes and constants, SymInts become nodes."""
+        args, kwargs = self._materialise(args), self._materialise(kwargs)
+        node = self.graph.call_function(target, args, kwargs)
+        if self._like is not None:
+            for key in _INHERITED:
+                if key in self._like.meta:
+                    node.meta[key] = self._like.meta[key]
+        node.meta["gr_made_by"] = self._stamp
+        self.refresh(node)
+        self._note(node)
+        return node
+
+    def refresh(self, node: fx.Node) -> None:
+        """Compute the fake value of a call again, from its arguments' values."""
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+        node.meta["val"] = self.evaluate(node.target, *args, **kwargs)  # type: ignore[arg-type]
+        if self.fake_mode is not None and self.fake_mode.shape_env is not None:
+            bindings = compute_unbacked_bindings(self.fake_mode.shape_env, node.meta["val"])
+            if bindings:
+                node.meta["unbacked_bindings"] = bindings
+
+    def evaluate(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The fake value of a call, without making a node."""
+        mode = self.fake_mode if self.fake_mode is not None else contextlib.nullcontext()
+        with mode, enable_python_dispatcher(), torch.no_grad():
+            return target(*args, **kwargs)
+
+    def replace(self, node: fx.Node, replacement: fx.Node, *, only: Callable[[fx.Node], bool] | None = None) -> None:
+        """All users of `node` (or those that `only` accepts) read `replacement` instead."""
+        users = [user for user in node.users if user is not replacement and (only is None or only(user))]
+        for user in users:
+            user.replace_input_with(node, replacement)
+            self._note(user)
+
+    def set_argument(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """`user` reads `new` wherever it read `old`."""
+        user.replace_input_with(old, new)
+        self._note(user)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node that nobody uses."""
+        self.graph.erase_node(node)
+        self.touched.discard(node)
+        self.edits += 1
+
+    def eliminate_dead_code(self) -> bool:
+        """Remove everything that no output needs; what has an effect stays."""
+        before = len(self.graph.nodes)
+        self.graph.eliminate_dead_code()
+        alive = set(self.graph.nodes)
+        self.touched &= alive
+        return len(alive) != before
+
+    def stamp(self, pass_name: str) -> None:
+        """New nodes are marked as made by this pass; the record of touched nodes starts anew."""
+        self._stamp, self.touched, self.edits = pass_name, set(), 0
+
+    # ------------------------------------------------------------------------------------------- sizes
+    def size(self, tensor: fx.Node, dim: int) -> int | fx.Node:
+        """The size of one dimension as a constant or a node."""
+        extent = tensor.meta["val"].shape[dim]
+        return extent if isinstance(extent, int) else self.symbol(extent)
+
+    def _materialise(self, value: Any) -> Any:
+        return pytree.tree_map_only(torch.SymInt, self.symbol, value)
+
+    def symbol(self, extent: torch.SymInt) -> fx.Node | int:
+        """A node for a symbolic integer: a placeholder, a size of a value that stands before, or arithmetic on these."""
+        expr = extent.node.expr
+        if expr.is_Integer:
+            return int(expr)
+        return self._symbol_expr(expr)
+
+    def _symbol_expr(self, expr: Any) -> Any:
+        if expr.is_Integer:
+            return int(expr)
+        found = self._find_size(expr)
+        if found is not None:
+            return found
+        if not expr.args:
+            raise ValueError(f"no value in front of the insertion point has the size {expr}")
+        parts = [self._symbol_expr(argument) for argument in expr.args]
+        return self._fold(expr, parts)
+
+    def _fold(self, expr: Any, parts: list[Any]) -> Any:
+        function = operator.add if expr.is_Add else operator.mul if expr.is_Mul else None
+        if function is None:
+            name = type(expr).__name__
+            function = {"FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}.get(name)
+        if function is None:
+            raise ValueError(f"cannot spell the size {expr} as graph nodes")
+        result = parts[0]
+        for part in parts[1:]:
+            plain = not isinstance(result, fx.Node) and not isinstance(part, fx.Node)
+            result = function(result, part) if plain else self.call(function, result, part)
+        return result
+
+    def _find_size(self, expr: Any) -> fx.Node | None:
+        before = list(self._nodes_before())
+        for node in before:
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and value.node.expr == expr:
+                return node
+        for node in before:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                for dim, extent in enumerate(value.shape):
+                    if isinstance(extent, torch.SymInt) and extent.node.expr == expr:
+                        return self.call(torch.ops.aten.sym_size.int, node, dim)
+        return None
+
+    def _nodes_before(self) -> Iterator[fx.Node]:
+        """The nodes in front of the insertion point."""
+        point, inclusive = self._point
+        for node in self.graph.nodes:
+            if node is point and not inclusive:
+                return
+            yield node
+            if node is point:
+                return
+
+    def _note(self, node: fx.Node) -> None:
+        self.touched.add(node)
+        self.edits += 1
+
+
+def copy_provenance(source: fx.Node, target: fx.Node) -> None:
+    """`target` stands for `source`: stack trace, module stack and recompute tags follow."""
+    for key in _INHERITED:
+        if key in source.meta:
+            target.meta.setdefault(key, source.meta[key])

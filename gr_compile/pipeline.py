@@ -1,0 +1,291 @@
+"""The pass pipeline: its text, its presets, its contracts, and the loop with one hook between passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import torch
+import torch.fx as fx
+
+from gr_compile.editor import GraphEditor
+from gr_compile.graph_pass import NUMERICS, GraphReport, Match, Miss, Pass, PassRecord, PassResult, StageEvent
+from gr_compile.verify import VerificationError, verify_shapes
+
+if TYPE_CHECKING:
+    from gr_compile.config import Config
+    from gr_compile.constants import Constants
+
+PRESETS: dict[str, str | None] = {"none": None, "bitwise": "bitwise", "default": "reassociates", "all": "approximates"}
+_ITEM = re.compile(r"\s*(?P<minus>-?)(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^}]*)\})?\s*")
+Hook = Callable[[StageEvent], None]
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot run: an unknown pass or option, or passes that contradict one another."""
+
+
+class PassError(RuntimeError):
+    """A pass failed. Says which, which ones ran before it, and what to do."""
+
+
+@dataclass
+class PassContext:
+    """What a pass may use: the editor, what is known of the inputs, and the limits set from outside."""
+
+    editor: GraphEditor
+    config: Config
+    constants: Constants
+    report: GraphReport
+    allow: Callable[[str], bool] = lambda what: True
+    supports: Callable[[str], bool] = lambda operator: True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------ known passes
+@lru_cache(maxsize=1)
+def list_passes() -> tuple[type[Pass], ...]:
+    """All passes that installed packages offer under the entry point group `gr_compile.passes`, in pipeline order."""
+    found = {}
+    for entry in importlib.metadata.entry_points(group="gr_compile.passes"):
+        pass_class = entry.load()
+        if not (isinstance(pass_class, type) and issubclass(pass_class, Pass)):
+            raise PipelineError(f"entry point {entry.name} of {entry.dist} is not a gr_compile Pass")
+        found[pass_class.name] = pass_class
+    return tuple(_sorted(list(found.values())))
+
+
+def _sorted(passes: list[Any]) -> list[Any]:
+    """Order by requires/provides and the soft `after`; ties in the given order.
+
+    Raises:
+        PipelineError: the contracts contradict one another; the cycle is named.
+    """
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(passes)))
+    for early, first in enumerate(passes):
+        for late, second in enumerate(passes):
+            if early != late and (first.provides & second.requires or first.name in second.after):
+                graph.add_edge(early, late)
+    try:
+        return [passes[position] for position in nx.lexicographical_topological_sort(graph)]
+    except nx.NetworkXUnfeasible:
+        cycle = " -> ".join(passes[a].name for a, _ in nx.find_cycle(graph))
+        raise PipelineError(f"the passes' contracts form a cycle: {cycle}") from None
+
+
+# --------------------------------------------------------------------------------------------- the text
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, passes: str | Pass | Sequence[str | Pass] | None) -> Pipeline:
+        """From text ("default,-canonicalize", "eliminate-padding{mode=bucket}"), Pass objects, or a list of both.
+
+        Raises:
+            PipelineError: unknown pass or option (with the closest ones), unmet requirement, conflict, cycle.
+        """
+        items: list[str | Pass] = [passes] if isinstance(passes, (str, Pass)) else list(passes or [])
+        chosen: dict[str, Pass] = {}
+        explicit = False
+        for item in items:
+            if isinstance(item, Pass):
+                chosen[item.name], explicit = item, True
+                continue
+            if not isinstance(item, str):
+                raise PipelineError(f"passes: text, a Pass or a list of both; got {type(item).__name__}")
+            explicit |= _apply_text(item, chosen)
+        pipeline = cls(tuple(_sorted(list(chosen.values()))))
+        pipeline._check_contracts()
+        return pipeline
+
+    def text(self) -> str:
+        """The pipeline as text that `parse` reads back."""
+        return ",".join(item.text() for item in self.passes) or "none"
+
+    def _check_contracts(self) -> None:
+        provided: set[str] = set()
+        names = {item.name for item in self.passes}
+        for item in self.passes:
+            missing = item.requires - provided
+            if missing:
+                offers = [p.name for p in list_passes() if p.provides & missing]
+                raise PipelineError(
+                    f"{item.name} requires {', '.join(sorted(missing))}, which no pass before it provides"
+                    + (f"; add {' or '.join(offers)}" if offers else "")
+                )
+            clash = item.conflicts & (names | provided)
+            if clash:
+                raise PipelineError(f"{item.name} conflicts with {', '.join(sorted(clash))} in the same pipeline")
+            provided |= item.provides
+
+
+def _apply_text(text: str, chosen: dict[str, Pass]) -> bool:
+    position, explicit = 0, False
+    while position < len(text):
+        found = _ITEM.match(text, position)
+        if found is None or (found.end() < len(text) and text[found.end()] != ","):
+            raise PipelineError(f"cannot read the pipeline at {text[position:]!r}; expected name or name{{option=value}}")
+        position = found.end() + 1
+        name = found["name"]
+        if name in PRESETS and not found["minus"]:
+            if found["options"]:
+                raise PipelineError(f"the preset {name} takes no options")
+            for item in _preset(name):
+                chosen.setdefault(item.name, item)
+            continue
+        pass_class = _find(name)
+        if found["minus"]:
+            chosen.pop(name, None)
+        else:
+            chosen[name], explicit = _with_options(pass_class, found["options"] or ""), True
+    return explicit
+
+
+def _preset(name: str) -> list[Pass]:
+    limit = PRESETS[name]
+    if limit is None:
+        return []
+    allowed = NUMERICS[: NUMERICS.index(limit) + 1]  # type: ignore[arg-type]
+    return [pass_class() for pass_class in list_passes() if pass_class.numerics in allowed]
+
+
+def _find(name: str) -> type[Pass]:
+    known = {pass_class.name: pass_class for pass_class in list_passes()}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, [*known, *PRESETS], n=3, cutoff=0.4)
+    hint = f"; closest: {', '.join(close)}" if close else ""
+    raise PipelineError(f"no pass is called {name!r}{hint}. Known: {', '.join(known)}; presets: {', '.join(PRESETS)}")
+
+
+def _with_options(pass_class: type[Pass], text: str) -> Pass:
+    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(pass_class)}
+    values: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        key, _, value = part.partition("=")
+        key = key.strip().replace("_", "-")
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise PipelineError(f"{pass_class.name} has no option {key!r} (it has: {', '.join(fields) or 'none'}){hint}")
+        values[fields[key].name] = _convert(pass_class.name, fields[key], value.strip())
+    try:
+        return pass_class(**values)
+    except (TypeError, ValueError) as error:
+        raise PipelineError(f"{pass_class.name}: {error}") from error
+
+
+def _convert(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
+    kind = type(option.default)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return kind(text) if kind in (int, float) else text
+    except (KeyError, ValueError):
+        raise PipelineError(f"{owner}{{{option.name}={text}}}: expected {kind.__name__}") from None
+
+
+# --------------------------------------------------------------------------------------------- the loop
+def run_pipeline(
+    pipeline: Pipeline, graph_module: fx.GraphModule, context: PassContext, hooks: Sequence[Hook] = ()
+) -> fx.GraphModule:
+    """Run the forward passes over `graph_module`; records go to `context.report`.
+
+    Raises:
+        PassError: a pass raised, said "unchanged" of a graph that it changed (or the reverse), broke the graph's
+            shapes, or, under `strict`, missed.
+    """
+    for index, item in enumerate(pipeline.passes, start=1):
+        record = _run_one(item, graph_module, context)
+        context.report.passes.append(record)
+        for hook in hooks:
+            hook(StageEvent(index, item.name, graph_module, record, context.report))
+        if context.config.strict and record.misses:
+            listed = "\n  ".join(str(miss) for miss in record.misses)
+            raise PassError(f"strict=True and {item.name} missed:\n  {listed}")
+    return graph_module
+
+
+def _run_one(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> PassRecord:
+    editor = context.editor
+    editor.stamp(item.name)
+    before, code_before = _operators(graph_module), _structure(graph_module)
+    start = time.perf_counter()
+    try:
+        result = item.run(graph_module, context)
+    except Exception as error:
+        raise PassError(f"{_ran(item, context)} raised {type(error).__name__}: {error}") from error
+    if not isinstance(result, PassResult):
+        raise PassError(f"{_ran(item, context)} returned {type(result).__name__}, not a PassResult")
+    editor.eliminate_dead_code()
+    elapsed = (time.perf_counter() - start) * 1e3
+    changed = _structure(graph_module) != code_before
+    if changed != result.changed:
+        truth = "changed" if changed else "did not change"
+        raise PassError(f"{_ran(item, context)} says changed={result.changed}, but it {truth} the graph")
+    start = time.perf_counter()
+    if changed:
+        _verify(item, graph_module, context)
+        graph_module.recompile()
+    return PassRecord(
+        item.name, item.text(), item.stage, item.numerics, changed, tuple(result.matches), tuple(result.misses),
+        elapsed, (time.perf_counter() - start) * 1e3, sum(before.values()),
+        sum(_operators(graph_module).values()),
+        before, _operators(graph_module),
+    )  # fmt: skip
+
+
+def _verify(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> None:
+    if context.config.verify == "off":
+        return
+    touched = None if context.config.verify in ("full", "numerics") else context.editor.touched
+    try:
+        verify_shapes(graph_module, context.editor, touched)
+    except VerificationError as error:
+        raise PassError(f"{_ran(item, context)} broke the graph: {error}") from error
+
+
+def _ran(item: Pass, context: PassContext) -> str:
+    earlier = [record.name for record in context.report.passes]
+    return (
+        f"pass {item.name!r} (after {', '.join(earlier) or 'no other pass'}; "
+        f"leave it out with passes='{context.report.pipeline},-{item.name}')"
+    )
+
+
+def _operators(graph_module: fx.GraphModule) -> Mapping[str, int]:
+    return Counter(_operator_name(node) for node in graph_module.graph.nodes if node.op == "call_function")
+
+
+def _operator_name(node: fx.Node) -> str:
+    target = node.target
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def _structure(graph_module: fx.GraphModule) -> tuple[Any, ...]:
+    """The graph without names: what must differ when a pass says "changed"."""
+    order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
+
+    def spell(value: Any) -> Any:
+        return fx.map_arg(value, lambda node: f"%{order[node]}")
+
+    return tuple(
+        (node.op, _operator_name(node) if node.op == "call_function" else str(node.target), repr(spell(node.args)), repr(spell(node.kwargs)))
+        for node in order
+    )
+
+
+__all__ = ["PRESETS", "Match", "Miss", "PassContext", "PassError", "Pipeline", "PipelineError", "list_passes", "run_pipeline"]

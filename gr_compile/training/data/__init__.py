@@ -1,0 +1,1 @@
+"""Interaction data: one reader a file, one common form (`InteractionData`), one way to make batches."""

@@ -1,0 +1,29 @@
+"""Target "inductor": AOTAutograd and TorchInductor, for the CPU (and whatever device Inductor knows)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._inductor.compile_fx import compile_fx
+
+from gr_compile.lowering.target import Compiled
+
+
+class InductorTarget:
+    """Hands the graph to `compile_fx`; rewriting has happened before, so Inductor's caches stay safe."""
+
+    name = "inductor"
+
+    def compile(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
+        compiled: Compiled = compile_fx(graph_module, list(inputs))
+        return compiled
+
+    def supports(self, operator: str) -> bool:
+        return _on_cpu_or_composed(operator)
+
+
+def _on_cpu_or_composed(operator: str) -> bool:
+    return torch._C._dispatch_has_kernel(operator)
