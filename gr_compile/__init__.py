@@ -1,1 +1,26 @@
-"""gr_compile."""
+"""gr_compile: a compiler for generative-recommendation models, on torch.compile and FX."""
+
+from gr_compile import ops as _ops  # registers the gr:: operators
+from gr_compile.config import ConfigError, Padding
+from gr_compile.declare import PaddingError
+from gr_compile.graph_pass import Match, Miss, Pass, PassResult
+from gr_compile.optimize import explain, optimize, report
+from gr_compile.pipeline import PassContext, PassError, PipelineError, list_passes
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "Match",
+    "Miss",
+    "Padding",
+    "PaddingError",
+    "Pass",
+    "PassContext",
+    "PassError",
+    "PassResult",
+    "PipelineError",
+    "explain",
+    "list_passes",
+    "optimize",
+    "report",
+]

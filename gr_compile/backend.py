@@ -73,7 +73,7 @@ class Backend:
         except CannotCapture as blocked:
             return self._run_as_torch_compile_would(graph_module, inputs, report, blocked)
         report.capture_milliseconds = (time.perf_counter() - start) * 1e3
-        report.captured_nodes = len(captured.graph.find_nodes(op="call_function"))
+        report.captured_nodes = sum(node.op == "call_function" for node in captured.graph.nodes)
         constants = Constants.of(captured, inputs, frozenset(self.session.distrusted))
         self._optimise(captured, constants, report)
         start = time.perf_counter()

@@ -51,6 +51,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
         raise CannotCapture("no input is a tensor")
     graph_module = _trace(dynamo_graph, values, fake_mode)
     _expand_modes(graph_module, fake_mode)
+    _drop_metadata_assertions(graph_module)
     _rename_placeholders(dynamo_graph, graph_module)
     graph_module.graph.eliminate_dead_code()
     _check_functional(graph_module)
@@ -232,6 +233,13 @@ def _insert_detach(editor: Any, node: fx.Node) -> None:
     with editor.at(after=node, like=node):
         detached = editor.call(torch.ops.aten.detach.default, node)
     node.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
+
+
+def _drop_metadata_assertions(graph_module: fx.GraphModule) -> None:
+    """Casts leave assertions about their operand's dtype behind; rewriting it is what passes are for."""
+    for node in list(graph_module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)
 
 
 def _rename_placeholders(dynamo_graph: fx.GraphModule, graph_module: fx.GraphModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -106,6 +107,25 @@ class GraphEditor:
         self.touched.discard(node)
         self.edits += 1
 
+    def sort(self) -> None:
+        """Bring the nodes into an order in which every operand stands before its users, otherwise as they stand."""
+        position = {node: k for k, node in enumerate(self.graph.nodes)}
+        waiting = {node: len(set(node.all_input_nodes)) for node in position}
+        ready = [(position[node], node.name, node) for node, count in waiting.items() if count == 0]
+        heapq.heapify(ready)
+        order: list[fx.Node] = []
+        while ready:
+            node = heapq.heappop(ready)[2]
+            order.append(node)
+            for user in node.users:
+                waiting[user] -= 1
+                if waiting[user] == 0:
+                    heapq.heappush(ready, (position[user], user.name, user))
+        if order != list(position):
+            for node in order:
+                self.graph._root.prepend(node)
+            self.edits += 1
+
     def eliminate_dead_code(self) -> bool:
         """Remove everything that no output needs; what has an effect stays."""
         before = len(self.graph.nodes)
@@ -126,6 +146,12 @@ class GraphEditor:
 
     def _materialise(self, value: Any) -> Any:
         return pytree.tree_map_only(torch.SymInt, self.symbol, value)
+
+    def symbol_of(self, extent: Any) -> fx.Node | int:
+        """A node or constant for a size given as an int, a SymInt or a sympy expression."""
+        if isinstance(extent, torch.SymInt):
+            return self.symbol(extent)
+        return int(extent) if isinstance(extent, int) else self._symbol_expr(extent)  # type: ignore[no-any-return]
 
     def symbol(self, extent: torch.SymInt) -> fx.Node | int:
         """A node for a symbolic integer: a placeholder, a size of a value that stands before, or arithmetic on these."""

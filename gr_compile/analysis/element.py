@@ -211,7 +211,7 @@ class Elements:
         )
 
     def closed(self, node: fx.Node) -> bool:
-        """Computed from integer and boolean inputs, constants and generators only: masks and index arithmetic."""
+        """Computed from inputs without gradient, constants and generators only: masks and index arithmetic."""
         known = self._closed.get(node)
         if known is None:
             known = self._closed[node] = self._is_closed(node)
@@ -222,7 +222,7 @@ class Elements:
         if node.op in ("placeholder", "get_attr"):
             if not isinstance(value, torch.Tensor):
                 return not isinstance(value, torch.SymFloat)
-            return not value.dtype.is_floating_point or node in self.constants.tensors
+            return not value.dtype.is_floating_point or not value.requires_grad or node in self.constants.tensors
         if node.op != "call_function" or not (self._rule(node)[0] or not isinstance(value, torch.Tensor)):
             return False
         from gr_compile.analysis.contraction import is_contraction

@@ -23,7 +23,7 @@ _LINE = re.compile(r"(?:%(?P<number>\d+)|(?P<name>[^\s=%]+)) = (?P<value>.+)")
 
 
 def to_text(exprs: Mapping[str, Expr]) -> str:
-    """The named expressions as text: a line a node, so that shared nodes stay shared. The same in every process.
+    """The named expressions as text, a line a node: shared nodes stay shared. The same in every process.
 
     Names must not be empty or contain white space, "=" or "%".
     """
@@ -117,7 +117,7 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=",
 
 
 def show(expr: Expr, limit: int = 4000) -> str:
-    """`expr` in one line, as a person would write it; a part longer than `limit` characters ends in an ellipsis."""
+    """`expr` in one line, as a person would write it; parts are cut after `limit` characters."""
     texts: dict[Expr, str] = {}
     for node in walk(expr):
         text = _show_node(node, texts.__getitem__)

@@ -71,10 +71,10 @@ _LOCK = threading.Lock()
 def make(op: str, args: tuple[Any, ...] = (), dtype: str = "i") -> Expr:
     """The node `op(args)`, without any simplification.
 
-    Shapes of args: const (value,), index/size (name,), load (name, (index, ...)), poly ((monomial, coefficient), ...),
-    ge0/eq0 (polynomial,), compare ("lt" | "le" | "eq", a, b), and (a, b, ...), not (a,), where (condition, a, b),
-    cast (a,), sm () for the softmax value inside a post program, dot (query, key), dropout (x, const p); the
-    names in `UNARY` and `BINARY` take one and two operands.
+    Shapes of args: const (value,), index/size (name,), load (name, (index, ...)),
+    poly ((monomial, coefficient), ...), ge0/eq0 (polynomial,), compare ("lt" | "le" | "eq", a, b), and (a, b, ...),
+    not (a,), where (condition, a, b), cast (a,), sm () for the softmax value inside a post program,
+    dot (query, key), dropout (x, const p); the names in `UNARY` and `BINARY` take one and two operands.
     """
     if op == "const":
         value = args[0]
@@ -120,7 +120,7 @@ def operands_of(args: Iterable[Any]) -> Iterator[Expr]:
 
 
 def walk(*roots: Expr) -> list[Expr]:
-    """Every node below `roots`, once, operands before their users, in an order that depends on content only."""
+    """Every node below `roots`, once, operands before users, in an order that depends on content only."""
     done: dict[Expr, None] = {}
     for root in roots:
         stack = [root]

@@ -37,6 +37,7 @@ class Region:
 
     Attributes:
         node: the contraction that makes O; `out_places`: the index of each of O's dimensions (d: the feature).
+        out_digits: the names of the indices that each of O's dimensions runs over, outermost first.
         score: f, with "s" for the product of query and key; post: P over "sm", or None for a pointwise program.
         value_element: V as an expression over b, h, j, d; its zeros count for the support.
         extents: size of b, i, j, d and of every head index.
@@ -47,6 +48,7 @@ class Region:
 
     node: fx.Node
     out_places: Indices
+    out_digits: tuple[tuple[str, ...], ...]
     score: Expr
     post: Expr | None
     fully_masked: Literal["zero", "natural"]
@@ -139,8 +141,10 @@ class RegionFinder:
                 self.misses.append((node, blocked))
             return None
         query, key_operand = _sides(dot, node)
+        digits = {**axes.digits, row: ("i",), feature: ("d",)}
         return Region(
-            node=node, out_places=tuple(places[c] for c in kind.out_labels), score=score, post=post,
+            node=node, out_places=tuple(places[c] for c in kind.out_labels),
+            out_digits=tuple(digits[c] for c in kind.out_labels), score=score, post=post,
             fully_masked="zero" if safe else "natural", query=query, key=key_operand,
             value=Operand(v_node, v_places, index("d")), value_element=v_element, extents=axes.extents,
             heads=axes.heads, batch_atom=axes.batch_atom, query_atom=self._atom(kind, row),
@@ -225,7 +229,8 @@ class RegionFinder:
         if probability:
             post = make("dropout", (post, const(probability, "f32")), dtype)
         return Region(
-            node=node, out_places=(*lead, index("i"), index("d")), score=score, post=post, fully_masked="zero",
+            node=node, out_places=(*lead, index("i"), index("d")),
+            out_digits=(*(axes.digits[c] for c in labels), ("i",), ("d",)), score=score, post=post, fully_masked="zero",
             query=Operand(query, q_places, feature), key=Operand(key, k_places, feature),  # type: ignore[arg-type]
             value=Operand(value, v_places, index("d")), value_element=v_element, extents=axes.extents,  # type: ignore[arg-type]
             heads=axes.heads, batch_atom=axes.batch_atom, query_atom=_single(q_dims[-2]), key_atom=_single(k_dims[-2]),
@@ -267,29 +272,36 @@ class _Axes:
         atoms = [atom for dim in dims.values() for atom in dim]
         self.batch_atom = batch if batch is not None and batch in atoms else (atoms[0] if atoms else None)
         self.places: dict[str, Expr] = {}
+        self.digits: dict[str, tuple[str, ...]] = {}
         self.extents: dict[str, Expr] = {"b": const(1)}
         self._heads: list[str] = []
         for position, (label, dim) in enumerate(dims.items()):
-            self.places[label] = self._place(pull, dim, sizes[label], position == 0)
+            self.places[label], self.digits[label] = self._place(pull, dim, sizes[label], position == 0)
         pull.bind("b", self.extents["b"])
         self.heads = tuple(self._heads)
 
-    def _place(self, pull: Elements, dim: tuple[Atom, ...], extent: Expr, first: bool) -> Expr:
+    def _place(
+        self, pull: Elements, dim: tuple[Atom, ...], extent: Expr, first: bool
+    ) -> tuple[Expr, tuple[str, ...]]:
         if not dim:
             if first and self.batch_atom is None:
                 self.extents["b"] = extent
-                return index("b")
-            return self._head(pull, extent) if extent is not const(1) else const(0)
-        place = const(0)
+                return index("b"), ("b",)
+            if extent is const(1):
+                return const(0), ()
+            head = self._head(pull, extent)
+            return head, (head.args[0],)
+        place, names = const(0), []
         for atom in dim:
             size = pull._symbolic(atom.size)
-            if atom is self.batch_atom and self.extents["b"] is const(1):
+            if atom is self.batch_atom and "b" not in names:
                 self.extents["b"] = size
                 digit = index("b")
             else:
                 digit = self._head(pull, size)
+            names.append(digit.args[0])
             place = add(mul(place, size), digit)
-        return place
+        return place, tuple(names)
 
     def _head(self, pull: Elements, extent: Expr) -> Expr:
         name = f"h{len(self._heads)}"

@@ -1,8 +1,8 @@
 """`GR_COMPILE_LIMIT=n`: only the first n rewrites happen; and the search for the first one that does harm.
 
-Passes ask `allow(what)` before each rewrite. Rewrites are numbered from 1 in the order that passes come to them.
-With GR_COMPILE_LIMIT_LOG=FILE each is written to FILE as a line of JSON, and the count runs over the whole
-process (that is how `gr-compile bisect` counts); without it each optimised model counts its own.
+Passes ask `allow(what)` before each rewrite. Rewrites are numbered from 1, in the order that passes come to
+them. With GR_COMPILE_LIMIT_LOG=FILE each is written to FILE as a line of JSON, and the count runs over the
+whole process (that is how `gr-compile bisect` counts); without it each optimised model counts its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gr_compile.graph_pass import SourceLine
+import torch.fx as fx
+
+from gr_compile.graph_pass import SourceLine, source_line
 
 LIMIT = "GR_COMPILE_LIMIT"
 LIMIT_LOG = "GR_COMPILE_LIMIT_LOG"
@@ -50,15 +52,16 @@ class RewriteLimit:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RewriteLimit:
-        """The limit that GR_COMPILE_LIMIT and GR_COMPILE_LIMIT_LOG ask for. Raises ValueError for a bad number."""
+        """What GR_COMPILE_LIMIT and GR_COMPILE_LIMIT_LOG ask for. Raises ValueError for a bad number."""
         values = os.environ if environment is None else environment
         text, log = values.get(LIMIT, "").strip(), values.get(LIMIT_LOG, "").strip()
         if text and not text.isdecimal():
             raise ValueError(f"{LIMIT}={text!r}: expected a whole number, zero or more")
         return cls(int(text) if text else None, Path(log) if log else None)
 
-    def allow(self, what: str, where: SourceLine | None = None) -> bool:
-        """True when the next rewrite may happen. `what` names it, `where` is its line in the user's program."""
+    def allow(self, what: str, where: SourceLine | fx.Node | None = None) -> bool:
+        """True when the next rewrite may happen. `what` names it; `where`: the user's line, or a node."""
+        where = source_line(where) if isinstance(where, fx.Node) else where
         with self._lock:
             if self.limit is None and self.log is None:
                 return True
@@ -91,7 +94,7 @@ class RewriteLimit:
 
 
 def read_rewrites(log: Path) -> list[Rewrite]:
-    """The rewrites in a GR_COMPILE_LIMIT_LOG file, in order; a line cut short by a killed process is left out."""
+    """The rewrites in a GR_COMPILE_LIMIT_LOG file, in order; a line that a killed process cut is left out."""
     found = []
     for line in log.read_text().splitlines() if log.exists() else []:
         try:
@@ -129,7 +132,7 @@ class BisectResult:
 
 
 def run_script(command: Sequence[str], limit: int | None, timeout: float | None = None) -> Attempt:
-    """Run `command` with at most `limit` rewrites (None: all); exit code 0 means right, a timeout means wrong."""
+    """Run `command` with at most `limit` rewrites (None: all). Exit code 0: right; a timeout: wrong."""
     with tempfile.TemporaryDirectory(prefix="gr_compile_bisect_") as folder:
         log = Path(folder) / "rewrites.jsonl"
         environment = {key: value for key, value in os.environ.items() if key != LIMIT}
@@ -138,7 +141,12 @@ def run_script(command: Sequence[str], limit: int | None, timeout: float | None 
             environment[LIMIT] = str(limit)
         try:
             done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
             )
             code, output = done.returncode, done.stdout
         except subprocess.TimeoutExpired:
@@ -162,12 +170,16 @@ def find_first_bad(
 
     whole = attempt(None)
     if whole.good:
-        raise BisectError("the script is right (exit code 0) with every rewrite; there is nothing to look for")
+        raise BisectError(
+            "the script is right (exit code 0) with every rewrite; there is nothing to look for"
+        )
     if whole.count == 0:
         raise BisectError(f"the script goes wrong without any rewrite of gr_compile's:\n{whole.output}")
     none = attempt(0)
     if not none.good:
-        raise BisectError(f"the script goes wrong with GR_COMPILE_LIMIT=0 too: no rewrite is to blame\n{none.output}")
+        raise BisectError(
+            f"the script goes wrong with GR_COMPILE_LIMIT=0 too: no rewrite is to blame\n{none.output}"
+        )
     good, bad, first = 0, whole.count, whole
     while bad - good > 1:
         middle = attempt((good + bad) // 2)

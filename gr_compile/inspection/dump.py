@@ -1,7 +1,7 @@
 """Writes a dump of each compiled graph: a runnable program a stage, diffs, report.json, index.md, index.html.
 
-    <folder>/<model>/<compile-id>/index.md  00_captured.py  01_canonicalize.py  01_canonicalize.diff ... 99_final.py
-                                  report.json  index.html  constant_<digest>.pt
+    <folder>/<model>/<compile-id>/index.md  00_captured.py  01_canonicalize.py  01_canonicalize.diff ...
+                                  99_final.py  report.json  index.html  constant_<digest>.pt
 
 A second attempt of one compile id, and a second graph that has the same id (after torch._dynamo.reset()), go
 to folders of their own. A later process replaces what an earlier one wrote. The same texts go to torch's
@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch._logging._internal import trace_log, trace_structured
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gr_compile.graph_pass import GraphReport, StageEvent
@@ -84,14 +85,18 @@ class Dumper:
 
     def __call__(self, event: StageEvent) -> None:
         """Write one stage; after the last, the report and its pages."""
-        if self.folder is None and not torch._logging._internal.trace_log.handlers:
+        if self.folder is None and not trace_log.handlers:
             return
         with self._safely(), self._lock, _disable_current_modes(), torch.no_grad():
             graph = self._graphs.get(id(event.report))
             if graph is None:
-                graph = self._graphs[id(event.report)] = _GraphDump(event.report, self._make_folder(event.report))
+                graph = self._graphs[id(event.report)] = _GraphDump(
+                    event.report, self._make_folder(event.report)
+                )
             self._write_stage(graph, event)
-            self._write_report(graph, page=event.stage == "final" or bool(event.record and event.record.error))
+            self._write_report(
+                graph, page=event.stage == "final" or bool(event.record and event.record.error)
+            )
 
     def finish(self, report: GraphReport) -> None:
         """Write the report and pages again, with what became known after the last stage; forget the graph."""
@@ -108,7 +113,9 @@ class Dumper:
             log.debug("dump failed", exc_info=True)
             if not self._warned:
                 self._warned = True
-                warnings.warn(f"gr_compile could not write its dump: {type(error).__name__}: {error}", stacklevel=4)
+                warnings.warn(
+                    f"gr_compile could not write its dump: {type(error).__name__}: {error}", stacklevel=4
+                )
 
     def _make_folder(self, report: GraphReport) -> Path | None:
         if self.folder is None:
@@ -143,20 +150,26 @@ class Dumper:
         graph.stages.append(stage)
 
     def _write_report(self, graph: _GraphDump, page: bool) -> None:
-        data = {**report_json([graph.report]), "process": _process(), "stages": [s.name for s in graph.stages]}
+        data = {
+            **report_json([graph.report]),
+            "process": _process(),
+            "stages": [s.name for s in graph.stages],
+        }
         last = page or self.folder is None
         self._put(graph, "report.json", dump_json(data), encoding="json", trace=page)
         if last:
             self._put(graph, "index.html", render_page(graph.report, graph.stages, versions()), trace=False)
         self._put(graph, "index.md", index_markdown(graph.report, [s.name for s in graph.stages]), trace=page)
 
-    def _put(self, graph: _GraphDump, name: str, text: str, encoding: str = "string", trace: bool = True) -> None:
+    def _put(
+        self, graph: _GraphDump, name: str, text: str, encoding: str = "string", trace: bool = True
+    ) -> None:
         if graph.folder is not None:
             partial = graph.folder / f".{name}.partial"
             partial.write_text(text, encoding="utf-8")
             partial.replace(graph.folder / name)
         if trace:
-            torch._logging.trace_structured(
+            trace_structured(
                 "artifact",
                 metadata_fn=lambda: {"name": f"gr_compile_{name}", "encoding": encoding},
                 payload_fn=lambda: text,
@@ -174,7 +187,9 @@ def _print(event: StageEvent, previous: str) -> PrintedProgram:
             ignore_zeros=record is not None and event.report.facts.get("padded_outputs") == "zero",
         )
     except ProgramError as error:
-        listing = [f"# {line}" for line in (f"not runnable: {error}", *str(event.graph_module.graph).splitlines())]
+        listing = [
+            f"# {line}" for line in (f"not runnable: {error}", *str(event.graph_module.graph).splitlines())
+        ]
         text = "\n".join([f"# {_provenance(event)}", *listing, "", f"raise SystemExit({str(error)!r})", ""])
         return PrintedProgram(text, tuple(ProgramLine(line) for line in listing), {})
 

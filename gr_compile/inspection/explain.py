@@ -59,12 +59,17 @@ def report_json(reports: Sequence[GraphReport]) -> dict[str, Any]:
       facts: {name: text}   measured or proved, such as which places are kept
       not_captured: a miss or null   why the graph ran as torch.compile would run it
       graph_breaks: [miss]
-      passes: [{name, text, stage, numerics, changed, error, milliseconds, verify_milliseconds, nodes_before,
-                nodes_after, operators_before, operators_after: {operator: count}, matches: [match], misses: [miss]}]
+      passes: [{name, text, stage, numerics, changed, error, milliseconds, verify_milliseconds,
+                nodes_before, nodes_after, operators_before, operators_after: {operator: count},
+                matches: [match], misses: [miss]}]
     match: {what, detail, node, where}. miss: {reason, hint, node, where}.
     where: {file, line, function, code} or null.
     """
-    return {"schema": SCHEMA, "versions": dict(versions()), "graphs": [_graph_json(report) for report in reports]}
+    return {
+        "schema": SCHEMA,
+        "versions": dict(versions()),
+        "graphs": [_graph_json(report) for report in reports],
+    }
 
 
 def _graph_json(report: GraphReport) -> dict[str, Any]:
@@ -106,15 +111,29 @@ def _pass_json(record: PassRecord) -> dict[str, Any]:
 
 
 def _match_json(match: Match) -> dict[str, Any]:
-    return {"what": match.what, "detail": match.detail, "node": match.node_name, "where": _where_json(match.where)}
+    return {
+        "what": match.what,
+        "detail": match.detail,
+        "node": match.node_name,
+        "where": _where_json(match.where),
+    }
 
 
 def _miss_json(miss: Miss) -> dict[str, Any]:
-    return {"reason": miss.reason, "hint": miss.hint, "node": miss.node_name, "where": _where_json(miss.where)}
+    return {
+        "reason": miss.reason,
+        "hint": miss.hint,
+        "node": miss.node_name,
+        "where": _where_json(miss.where),
+    }
 
 
 def _where_json(where: SourceLine | None) -> dict[str, Any] | None:
-    return {"file": where.file, "line": where.line, "function": where.function, "code": where.code} if where else None
+    return (
+        {"file": where.file, "line": where.line, "function": where.function, "code": where.code}
+        if where
+        else None
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,7 +167,8 @@ def _compiler() -> str:
 def _title(report: GraphReport) -> str:
     attempt = f", attempt {report.attempt + 1}" if report.attempt else ""
     mode = "training" if report.training else "inference"
-    return f"{report.model} [{report.compile_id}{attempt}] {mode}, target {report.target}, passes {report.pipeline}"
+    name = f"{report.model} [{report.compile_id}{attempt}]"
+    return f"{name} {mode}, target {report.target}, passes {report.pipeline}"
 
 
 def _totals(report: GraphReport) -> str:
@@ -175,11 +195,15 @@ def _grouped(misses: Sequence[Miss]) -> list[tuple[Miss, int]]:
 
 def _miss_lines(miss: Miss, times: int, indent: str, width: int = 118) -> list[str]:
     count = f" ({times} times)" if times > 1 else ""
-    lines = textwrap.wrap(f"- {miss.reason}{count}", width, initial_indent=indent, subsequent_indent=indent + "  ")
+    lines = textwrap.wrap(
+        f"- {miss.reason}{count}", width, initial_indent=indent, subsequent_indent=indent + "  "
+    )
     if miss.where or miss.node_name:
         lines.append(f"{indent}    at {miss.where or miss.node_name}")
     if miss.hint:
-        lines += textwrap.wrap(miss.hint, width, initial_indent=f"{indent}    -> ", subsequent_indent=indent + "       ")
+        lines += textwrap.wrap(
+            miss.hint, width, initial_indent=f"{indent}    -> ", subsequent_indent=indent + "       "
+        )
     return lines
 
 
@@ -214,7 +238,9 @@ def _table_text(records: Sequence[PassRecord]) -> list[str]:
         lines.append(line(row) + ("  see below" if record.misses else ""))
         if record.error:
             lines.append(f"  error: {record.error}")
-        lines += [text for miss, times in _grouped(record.misses) for text in _miss_lines(miss, times, "    ")]
+        lines += [
+            text for miss, times in _grouped(record.misses) for text in _miss_lines(miss, times, "    ")
+        ]
     return lines
 
 
@@ -225,11 +251,16 @@ def _graph_rich(report: GraphReport) -> list[RenderableType]:
         table.add_column(name, justify="left" if name == "pass" else "right", no_wrap=name in ("nodes", "ms"))
     table.add_column("why not")
     for record in report.passes:
-        why = [line for miss, times in _grouped(record.misses) for line in _miss_lines(miss, times, "", 10_000)]
-        table.add_row(*(Text(cell) for cell in _row(record)), Text("\n".join([*([record.error] or []), *why]).strip()))
+        why = [
+            line for miss, times in _grouped(record.misses) for line in _miss_lines(miss, times, "", 10_000)
+        ]
+        table.add_row(*(Text(cell) for cell in _row(record)), Text("\n".join([record.error, *why]).strip()))
     parts: list[RenderableType] = [table]
     blocked = [*([report.not_captured] if report.not_captured else []), *report.graph_breaks]
-    parts += [Text("\n".join(_miss_lines(miss, times, "", 10_000)), style="yellow") for miss, times in _grouped(blocked)]
+    parts += [
+        Text("\n".join(_miss_lines(miss, times, "", 10_000)), style="yellow")
+        for miss, times in _grouped(blocked)
+    ]
     parts += [Text(f"{name}: {text}") for name, text in report.facts.items()]
     return parts
 
@@ -252,7 +283,11 @@ def _graph_html(report: GraphReport) -> str:
 
 def _miss_html(miss: Miss, times: int) -> str:
     count = f" ({times} times)" if times > 1 else ""
-    place = f"<br><code>{escape(str(miss.where or miss.node_name))}</code>" if miss.where or miss.node_name else ""
+    place = (
+        f"<br><code>{escape(str(miss.where or miss.node_name))}</code>"
+        if miss.where or miss.node_name
+        else ""
+    )
     return escape(miss.reason + count) + place + (f"<br><i>{escape(miss.hint)}</i>" if miss.hint else "")
 
 

@@ -1,4 +1,4 @@
-"""index.md of a dump: the passes, what each rewrote and left alone, and the files, for a reader without a browser."""
+"""index.md of a dump: the passes, what each rewrote and left alone, and the files; needs no browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from gr_compile.graph_pass import GraphReport, Match, Miss, PassRecord, SourceLi
 
 def index_markdown(report: GraphReport, stages: Sequence[str]) -> str:
     """`stages`: names of the programs in the folder, in order, without `.py`."""
-    parts = [_head(report), _pass_table(report.passes), _files(stages), *(_pass(record) for record in report.passes)]
+    parts = [
+        _head(report),
+        _pass_table(report.passes),
+        _files(stages),
+        *(_pass(record) for record in report.passes),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -18,8 +23,9 @@ def _head(report: GraphReport) -> str:
     lines = [
         f"# {report.model} [{report.compile_id}]" + (f" attempt {report.attempt}" if report.attempt else ""),
         "",
-        f"{mode}, target {report.target}, passes `{report.pipeline}`. Captured {report.captured_nodes} nodes in "
-        f"{report.capture_milliseconds:.0f} ms; the target took {report.target_milliseconds:.0f} ms.",
+        f"{mode}, target {report.target}, passes `{report.pipeline}`. "
+        f"Captured {report.captured_nodes} nodes in {report.capture_milliseconds:.0f} ms; "
+        f"the target took {report.target_milliseconds:.0f} ms.",
     ]
     if report.not_captured is not None:
         lines += ["", "Not captured, runs as torch.compile would run it:", *_miss(report.not_captured)]
@@ -33,17 +39,24 @@ def _head(report: GraphReport) -> str:
 def _pass_table(records: Sequence[PassRecord]) -> str:
     if not records:
         return ""
-    head = ["| pass | numerics | rewritten | left alone | nodes | ms | verify ms |", "|---|---|--:|--:|--:|--:|--:|"]
+    head = [
+        "| pass | numerics | rewritten | left alone | nodes | ms | verify ms |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
     rows = [
-        f"| `{r.text}` | {r.numerics} | {len(r.matches)} | {len(r.misses)} | {r.nodes_before} → {r.nodes_after} "
-        f"| {r.milliseconds:.1f} | {r.verify_milliseconds:.1f} |"
+        f"| `{r.text}` | {r.numerics} | {len(r.matches)} | {len(r.misses)} "
+        f"| {r.nodes_before} → {r.nodes_after} | {r.milliseconds:.1f} | {r.verify_milliseconds:.1f} |"
         for r in records
     ]
     return "\n".join([*head, *rows])
 
 
 def _files(stages: Sequence[str]) -> str:
-    lines = ["## Programs", "", "Each runs by itself; `--check` compares it with the one before. See also index.html."]
+    lines = [
+        "## Programs",
+        "",
+        "Each runs by itself; `--check` compares it with the one before. See also index.html.",
+    ]
     lines.append("")
     for place, stage in enumerate(stages):
         diff = f", [diff]({stage}.diff)" if place else ""
@@ -66,11 +79,17 @@ def _pass(record: PassRecord) -> str:
 
 
 def _match(match: Match) -> list[str]:
-    return [f"- {match.what}" + (f": {match.detail}" if match.detail else "") + _place(match.where, match.node_name)]
+    return [
+        f"- {match.what}"
+        + (f": {match.detail}" if match.detail else "")
+        + _place(match.where, match.node_name)
+    ]
 
 
 def _miss(miss: Miss) -> list[str]:
-    return [f"- {miss.reason}{_place(miss.where, miss.node_name)}" + (f"  \n  → {miss.hint}" if miss.hint else "")]
+    return [
+        f"- {miss.reason}{_place(miss.where, miss.node_name)}" + (f"  \n  → {miss.hint}" if miss.hint else "")
+    ]
 
 
 def _place(where: SourceLine | None, node: str) -> str:

@@ -1,4 +1,4 @@
-"""Recorded inputs of a graph: what a printed program needs to rebuild inputs like those that were compiled."""
+"""Recorded inputs of a graph: what a printed program needs to rebuild inputs like those seen."""
 
 from __future__ import annotations
 

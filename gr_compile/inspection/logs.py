@@ -1,4 +1,4 @@
-"""`GR_COMPILE_LOGS=passes,misses,graphs,debug`: what gr_compile says through `logging.getLogger("gr_compile")`.
+"""`GR_COMPILE_LOGS=passes,misses,graphs,debug`: what gr_compile says through logging ("gr_compile").
 
 passes: a line for each pass; misses: why candidates were left alone; graphs: the program after each pass;
 debug: everything. Without the variable no handler is installed and no level is set.
@@ -37,7 +37,9 @@ def configure_logs(environment: Mapping[str, str] | None = None) -> None:
         return
     unknown = sorted(topics - set(TOPICS))
     if unknown:
-        raise LogsError(f"GR_COMPILE_LOGS={text!r}: no such topic {', '.join(unknown)}; topics: {', '.join(TOPICS)}")
+        raise LogsError(
+            f"GR_COMPILE_LOGS={text!r}: no such topic {', '.join(unknown)}; topics: {', '.join(TOPICS)}"
+        )
     root = logging.getLogger(_ROOT)
     if not any(isinstance(handler, _Handler) for handler in root.handlers):
         handler = _Handler(sys.stderr)
@@ -67,7 +69,9 @@ def log_event(event: StageEvent) -> None:
             record.milliseconds,
         )
         for match in record.matches:
-            passes.debug("%s %s: %s%s", name, record.name, match.what, f" [{match.where}]" if match.where else "")
+            passes.debug(
+                "%s %s: %s%s", name, record.name, match.what, f" [{match.where}]" if match.where else ""
+            )
         for miss in record.misses:
             misses.info("%s %s: %s", name, record.name, miss)
     if graphs.isEnabledFor(logging.INFO):

@@ -1,7 +1,7 @@
 """The HTML page of a dump: one self-contained file, without network, that steps through the passes.
 
 The passes stand down the side; each shows the program before and after, aligned, its rewrites and misses with
-the user's source lines, the operators, and the times. The data is embedded as JSON, each distinct program line once.
+the user's source lines, the operators, and the times. The data is embedded as JSON, each distinct line once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def render_page(report: GraphReport, stages: Sequence[StageView], versions: Mapp
 <a class="skip" href="#main">Skip to the program</a>
 <header id="head"></header>
 <nav id="side" aria-label="Passes"></nav>
-<main id="main" tabindex="-1"><noscript>This page needs JavaScript; index.md beside it shows the same.</noscript></main>
+<main id="main" tabindex="-1"><noscript>Without JavaScript, read index.md beside this.</noscript></main>
 <script type="application/json" id="data">{data}</script>
 <script>{SCRIPT}</script>
 </body>
@@ -61,20 +61,21 @@ def render_page(report: GraphReport, stages: Sequence[StageView], versions: Mapp
 """
 
 
-def page_data(report: GraphReport, stages: Sequence[StageView], versions: Mapping[str, str]) -> dict[str, Any]:
-    """What the page's script reads: the report, the tables of lines and sources, stages and their aligned rows."""
+def page_data(
+    report: GraphReport, stages: Sequence[StageView], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the page's script reads: the report, tables of lines and sources, stages with aligned rows."""
     tables = _Tables()
-    shown = []
+    shown: list[dict[str, Any]] = []
     before: list[int] = []
     for place, stage in enumerate(stages):
         lines = [tables.line(line) for line in stage.lines]
         rows = list(aligned_rows(before, lines, tables.node_of)) if place else []
-        shown.append({"name": stage.name, "stage": stage.stage, "lines": lines, "rows": _compressed(rows)})
+        of_pass = next((k for k, record in enumerate(report.passes) if record is stage.record), None)
+        entry = {"name": stage.name, "stage": stage.stage, "pass": of_pass, "lines": lines}
+        shown.append({**entry, "rows": _compressed(rows)})
         before = lines
     graph = report_json([report])["graphs"][0]
-    records = iter(range(len(graph["passes"])))
-    for entry, stage in zip(shown, stages):
-        entry["pass"] = next(records, None) if stage.record is not None else None
     sources = [[w.file, w.line, w.function, w.code] for w in tables.sources]
     return {
         "graph": graph,
@@ -108,7 +109,7 @@ class _Tables:
 
 
 def aligned_rows(before: Sequence[int], after: Sequence[int], node_of: Any) -> Iterator[Row]:
-    """Pairs (place in before, place in after), -1 for none: equal lines side by side, changed ones by node name."""
+    """Pairs (place before, place after), -1 for none: equal lines together, changed ones by node name."""
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():
         if tag == "equal":

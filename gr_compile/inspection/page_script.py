@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one rule of CSS, one statement of JavaScript a line)
 """The script of the dump's HTML page. Text reaches the page as text nodes only, never as markup."""
 
 SCRIPT = r"""
@@ -274,7 +275,10 @@ function isFrom(line, place) {
 }
 function programBar(index) {
   const search = el("input", {type: "search", id: "search", placeholder: "Search the program", "aria-label": "Search the program",
-    oninput: event => { state.query = event.target.value.toLowerCase(); state.hit = -1; drawProgram(); },
+    oninput: event => {
+      clearTimeout(state.typing);
+      state.typing = setTimeout(() => { state.query = event.target.value.toLowerCase(); state.hit = -1; drawProgram(); }, 120);
+    },
     onkeydown: event => { if (event.key === "Enter") { nextHit(event.shiftKey ? -1 : 1); event.preventDefault(); } }});
   search.value = state.query;
   return el("div", {class: "bar"}, search, el("span", {id: "count", class: "count", "aria-live": "polite"}),

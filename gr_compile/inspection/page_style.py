@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one rule of CSS, one statement of JavaScript a line)
 """The style of the dump's HTML page: light and dark, wide and narrow."""
 
 STYLE = """

@@ -23,8 +23,9 @@ from gr_compile.graph_pass import SourceLine, source_line
 from gr_compile.inspection.inputs import input_source
 from gr_compile.inspection.values import Imports, SourcePrinter, describe, short_name, size_hint
 
-_RESERVED = frozenset(
-    "aten gr prims math operator torch inf nan replay sys forward main make_inputs INPUTS PROGRAM".split()
+_RESERVED = (
+    *("aten", "gr", "prims", "math", "operator", "torch", "inf", "nan", "replay", "sys"),
+    *("forward", "main", "make_inputs", "INPUTS", "PROGRAM"),
 )
 _INLINE_ELEMENTS = 16
 _SAVED_BYTES = 256 << 20
@@ -99,9 +100,16 @@ def print_program(
         _inputs_text(inputs),
         *(["\n".join(line.text for line in writer.functions)] if writer.functions else []),
         "\n".join(line.text for line in writer.lines),
-        _main_text([names[node] for node in placeholders], previous, exact, ignore_zeros),
+        _main_text(previous, exact, _half_precision(graph_module), ignore_zeros),
     ]
     return PrintedProgram("\n\n\n".join(sections) + "\n", (*writer.functions, *writer.lines), writer.files)
+
+
+def _half_precision(graph_module: fx.GraphModule) -> torch.dtype | None:
+    """bfloat16 or float16 where the graph computes in it: rounding then shows in float32 outputs too."""
+    values = (node.meta.get("val") for node in graph_module.graph.nodes)
+    found = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in found), None)
 
 
 def _import_text(imports: Imports) -> str:
@@ -133,9 +141,10 @@ def _inputs_text(inputs: list[tuple[str, str]]) -> str:
     )
 
 
-def _main_text(names: list[str], previous: str, exact: bool, ignore_zeros: bool) -> str:
+def _main_text(previous: str, exact: bool, precision: torch.dtype | None, ignore_zeros: bool) -> str:
     options = [f"previous={previous!r}"] if previous else []
     options += ["exact=True"] if exact else []
+    options += [f"precision={precision}"] if precision else []
     options += ["ignore_zeros=True"] if ignore_zeros else []
     extra = "".join(f", {option}" for option in options)
     return "\n".join(
@@ -144,7 +153,7 @@ def _main_text(names: list[str], previous: str, exact: bool, ignore_zeros: bool)
             "",
             "",
             "def main():",
-            f'    """Run on {len(names)} rebuilt inputs; --check compares with the stage before, --seed N."""',
+            '    """Run on rebuilt inputs; --check compares with the stage before; --seed N."""',
             "    return replay.main(PROGRAM)",
             "",
             "",
@@ -251,7 +260,7 @@ class _Scope:
         device = "" if value.device.type == "cpu" else f", device={str(value.device)!r}"
         bytes_held = value.element_size() * _product(sizes)
         if isinstance(value, FakeTensor) or bytes_held > _SAVED_BYTES or value.layout != torch.strided:
-            return f"torch.ones({sizes}, dtype={value.dtype}{device})  # not the constant itself: fake or too large"
+            return f"torch.ones({sizes}, dtype={value.dtype}{device})  # not the constant: fake or too large"
         if _product(sizes) <= _INLINE_ELEMENTS and not value.is_complex():
             inner = self.printer.value(value.detach().cpu().tolist())
             shape = f".reshape({sizes})" if 0 in sizes else ""

@@ -1,4 +1,4 @@
-"""What a dumped program needs when it runs: rebuilt inputs, summaries, and the comparison with another stage."""
+"""What a dumped program needs when it runs: rebuilt inputs, summaries, the comparison with another stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch.overrides import TorchFunctionMode
 
-# Largest relative difference |a - b| / |b| (norms of whole tensors) that still counts as equal: outputs, gradients.
+# Largest |a - b| / |b| (norms of whole tensors) that still counts as equal: of outputs, of gradients.
 TOLERANCES: Mapping[torch.dtype, tuple[float, float]] = {
     torch.float64: (1e-12, 1e-10),
     torch.float32: (1e-5, 1e-4),
@@ -159,7 +159,9 @@ def summary(value: Any) -> str:
     flat = flat.abs() if flat.is_complex() else flat
     finite = flat.double()[flat.double().isfinite()]
     if finite.numel():
-        text += f" mean {float(finite.mean()):.6g} min {float(finite.min()):.6g} max {float(finite.max()):.6g}"
+        text += (
+            f" mean {float(finite.mean()):.6g} min {float(finite.min()):.6g} max {float(finite.max()):.6g}"
+        )
     missing = flat.numel() - finite.numel()
     return text + (f" ({missing} inf or nan)" if missing else "")
 
@@ -226,7 +228,11 @@ def _gradients(
 
 @dataclass(frozen=True)
 class Program:
-    """A dumped program: what `main` runs. `exact`: outputs must be bitwise equal to the previous stage's."""
+    """A dumped program: what `main` runs.
+
+    `exact`: outputs must be bitwise equal to the previous stage's. `precision`: the coarsest float type
+    inside; its tolerance holds for finer outputs too. `ignore_zeros`: see `difference`.
+    """
 
     file: str
     forward: Forward
@@ -234,6 +240,7 @@ class Program:
     names: tuple[str, ...]
     previous: str = ""
     exact: bool = False
+    precision: torch.dtype | None = None
     ignore_zeros: bool = False
 
     def run(self, seed: int, grad: bool) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -249,10 +256,13 @@ class Program:
 
 
 def main(program: Program, arguments: Sequence[str] | None = None) -> int:
-    """Run a dumped program: print its outputs; with `--check` compare it with the stage before. 0: all well."""
+    """Run a dumped program and print its outputs; `--check` compares with the stage before. 0: all well."""
     parser = argparse.ArgumentParser(description=f"One stage of a compiled graph: {Path(program.file).name}")
-    parser.add_argument("--check", action="store_true", help="compare with the stage before; exit code 1 if unequal")
-    parser.add_argument("--against", default=program.previous, help="the program to compare with (same folder)")
+    check_help = "compare outputs and gradients with the stage before, dropout off; exit code 1 if unequal"
+    parser.add_argument("--check", action="store_true", help=check_help)
+    parser.add_argument(
+        "--against", default=program.previous, help="the program to compare with (same folder)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the rebuilt inputs (default 0)")
     options = parser.parse_args(arguments)
     if options.check:
@@ -266,7 +276,9 @@ def main(program: Program, arguments: Sequence[str] | None = None) -> int:
 def _check(program: Program, against: str, seed: int) -> int:
     if not against:
         program.run(seed, grad=False)
-        print(f"{Path(program.file).name} runs; it is the first stage, so there is nothing to compare it with")
+        print(
+            f"{Path(program.file).name} runs; it is the first stage, so there is nothing to compare it with"
+        )
         return 0
     module = load_program(Path(program.file).resolve().parent / against)
     other: Program = module.PROGRAM
@@ -278,7 +290,7 @@ def _check(program: Program, against: str, seed: int) -> int:
     with _WithoutDropout():
         ours, theirs = program.run(seed, grad=False)[0], other.run(seed, grad=False)[0]
         equal = _compare_outputs(program, ours, theirs)
-        equal = _compare_gradients(program, other, seed) and equal
+        equal = _compare_gradients(program, other, seed, ours) and equal
     print(f"{'equal to' if equal else 'DIFFERENT from'} {against}")
     return 0 if equal else 1
 
@@ -290,38 +302,46 @@ def _compare_outputs(program: Program, ours: Any, theirs: Any) -> bool:
         return False
     good = True
     for name, value in left.items():
-        dtype = value.dtype if isinstance(value, torch.Tensor) else None
-        limit = 0.0 if program.exact or dtype not in TOLERANCES else TOLERANCES[dtype][0]
-        good = _line(name, difference(value, right[name], program.ignore_zeros), limit, value, right[name]) and good
+        limit = 0.0 if program.exact else _tolerance(program, value)[0]
+        gap = difference(value, right[name], program.ignore_zeros)
+        good = _line(name, gap, limit, value, right[name]) and good
     return good
 
 
-def _compare_gradients(program: Program, other: Program, seed: int) -> bool:
+def _compare_gradients(program: Program, other: Program, seed: int, ours: Any) -> bool:
+    """`ours`: this stage's outputs, which say which places count under `ignore_zeros`."""
+    places = {n: v != 0 for n, v in flatten(ours) if program.ignore_zeros and isinstance(v, torch.Tensor)}
     try:
-        theirs, their_leaves = other.run(seed, grad=True)
-        reference = _gradients(theirs, their_leaves, {})
+        reference = _gradients(*other.run(seed, grad=True), places)
     except (RuntimeError, NotImplementedError) as error:
         print(f"gradients: not compared, the stage before has none ({str(error).splitlines()[0]})")
         return True
     if not reference:
         print("gradients: none, no output depends on a float input")
         return True
-    outputs, leaves = program.run(seed, grad=True)
-    places = {n: v.detach() != 0 for n, v in flatten(outputs) if program.ignore_zeros and torch.is_tensor(v)}
-    if places:
-        rerun, their_leaves = other.run(seed, grad=True)
-        reference = _gradients(rerun, their_leaves, places)
-    found = _gradients(outputs, leaves, places)
+    try:
+        found = _gradients(*program.run(seed, grad=True), places)
+    except (RuntimeError, NotImplementedError) as error:
+        print(f"gradients: DIFFERENT, only the stage before has any ({str(error).splitlines()[0]})")
+        return False
     # A gradient that is zero in exact arithmetic is rounding noise in both; noise has no relative error.
     norms = (float(g.double().norm()) for g in reference.values())
     floor = _NOISE * max((norm for norm in norms if math.isfinite(norm)), default=0.0)
     good = True
     for name, expected in reference.items():
-        limit = TOLERANCES.get(expected.dtype, (0.0, 0.0))[1]
-        ours = found.get(name, torch.zeros_like(expected))
-        gap = difference(ours, expected, floor=floor)
-        good = _line(f"gradient of {name}", gap, limit, ours, expected) and good
+        limit = _tolerance(program, expected)[1]
+        ours_here = found.get(name, torch.zeros_like(expected))
+        gap = difference(ours_here, expected, floor=floor)
+        good = _line(f"gradient of {name}", gap, limit, ours_here, expected) and good
     return good
+
+
+def _tolerance(program: Program, value: Any) -> tuple[float, float]:
+    """For outputs and for gradients; zero for whole numbers."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in TOLERANCES:
+        return 0.0, 0.0
+    inside = TOLERANCES[program.precision] if program.precision is not None else (0.0, 0.0)
+    return max(TOLERANCES[value.dtype], inside)
 
 
 def _line(name: str, gap: float, limit: float, ours: Any, theirs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Turns the values of a graph into Python source (arguments) and into short text (`f32[s0, 50]`, sizes' hints)."""
+"""Turns the values of a graph into Python source (arguments) and into short text (`f32[s0, 50]`)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def describe(value: object) -> str:
 
 
 def short_name(name: str) -> str:
-    """Dynamo's `l_self_modules_layers_modules_0_parameters_weight_` as `layers_0_weight`; others unchanged."""
+    """Dynamo's `l_self_modules_layers_modules_0_parameters_weight_` as `layers_0_weight`."""
     found = _DYNAMO_NAME.match(name)
     if not found:
         return name

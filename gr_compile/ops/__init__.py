@@ -1,1 +1,9 @@
-"""The jagged operators `gr::*`: schema, exact fake, reference in plain torch, and autograd formula."""
+"""The jagged operators `gr::*`: schema, exact fake, reference in plain torch, and autograd formula.
+
+Importing this package registers them; call them as `torch.ops.gr.pack(...)`, and so on.
+"""
+
+from gr_compile.ops import jagged_attention, pack
+from gr_compile.ops.score_program import ScoreProgram
+
+__all__ = ["ScoreProgram", "jagged_attention", "pack"]

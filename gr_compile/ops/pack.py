@@ -29,7 +29,7 @@ def _check_index(name: str, index: Tensor) -> None:
 
 def _check_offsets(name: str, offsets: Tensor) -> None:
     require(offsets.dtype == torch.int64, lambda: f"gr::{name}: offsets must be int64, not {offsets.dtype}")
-    require(offsets.dim() == 1, lambda: f"gr::{name}: offsets must be [B + 1], not {offsets.dim()}-dimensional")
+    require(offsets.dim() == 1, lambda: f"gr::{name}: offsets must be [B + 1], not {offsets.dim()}-d")
 
 
 # ------------------------------------------------------------------------------------------------ pack
@@ -123,14 +123,16 @@ def _segment_expand_fake(values: Tensor, offsets: Tensor, total: int) -> Tensor:
     _check_offsets("segment_expand", offsets)
     require(
         offsets.shape[0] == values.shape[0] + 1,
-        lambda: f"gr::segment_expand: {values.shape[0]} rows of values need {values.shape[0] + 1} offsets, "
-        f"not {offsets.shape[0]}",
+        lambda: (
+            f"gr::segment_expand: {values.shape[0]} rows of values need {values.shape[0] + 1} offsets, "
+            f"not {offsets.shape[0]}"
+        ),
     )
     return values.new_empty((total, *values.shape[1:]))
 
 
 def segment_expand_reference(values: Tensor, offsets: Tensor, total: int) -> Tensor:
-    """Row b of `values` [B, *rest] at each packed row of sequence b -> [total, *rest]; zero behind offsets[B]."""
+    """Row b of `values` [B, *rest] at each row of sequence b -> [total, *rest]; zero behind offsets[B]."""
     _segment_expand_fake(values, offsets, total)
     with_filling = torch.cat([values, values.new_zeros((1, *values.shape[1:]))])
     return with_filling.index_select(0, segment_of_row(offsets, total))

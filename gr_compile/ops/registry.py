@@ -1,4 +1,4 @@
-"""How a `gr::` operator is made: one schema, one reference in plain torch for every device, one exact fake."""
+"""How a `gr::` operator is made: a schema, a reference in plain torch for every device, an exact fake."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-LIBRARY = torch.library.Library("gr", "FRAGMENT")
+LIBRARY: Any = torch.library.Library("gr", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def define_operator(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -8,8 +8,6 @@ and the position in the data, which together with the settings' seed determines 
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -97,8 +95,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such checkpoint") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # on damage the unpickler fails with whatever comes: KeyError, EOFError, ...
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged: {(str(error) or 'it ends early').splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         raise CheckpointError(f"{path}: not a checkpoint of schema {SCHEMA}")
     return state

@@ -17,7 +17,7 @@ from gr_compile.graph_pass import GraphReport, Match, Miss, PassRecord, StageEve
 
 
 class PaddedModel:
-    """A small padded model, with what graphs have: tables, masks, sizes, several outputs, dropout, infinities."""
+    """A small padded model: tables, masks, sizes, several outputs, dropout, infinities."""
 
     def __call__(self, ids, lengths, table, weight, causal, rate=0.0):
         n = ids.shape[1]
@@ -43,15 +43,25 @@ def example_inputs(batch: int = 3, n: int = 6) -> list[torch.Tensor]:
 
 def capture(function: Callable[..., Any], inputs: list[torch.Tensor], **kwargs: Any) -> fx.GraphModule:
     """A symbolic pre-dispatch graph whose nodes name lines of `function` as their source."""
-    graph_module = make_fx(lambda *a: function(*a, **kwargs), tracing_mode="symbolic", pre_dispatch=True)(*inputs)
+    graph_module = make_fx(lambda *a: function(*a, **kwargs), tracing_mode="symbolic", pre_dispatch=True)(
+        *inputs
+    )
     call = function.__call__ if not inspect.isfunction(function) else function
     lines, first = inspect.getsourcelines(call)
     file = inspect.getsourcefile(call)
     computing = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     for place, node in enumerate(computing):
         line = first + 1 + place * (len(lines) - 1) // len(computing)
-        node.meta["stack_trace"] = f'  File "{file}", line {line}, in forward\n    {lines[line - first].strip()}\n'
-    names = ["l_ids_", "L_lengths_", "l_self_modules_emb_parameters_weight_", "l_self_parameters_w_", "l_self_buffers_causal_"]
+        node.meta["stack_trace"] = (
+            f'  File "{file}", line {line}, in forward\n    {lines[line - first].strip()}\n'
+        )
+    names = [
+        "l_ids_",
+        "L_lengths_",
+        "l_self_modules_emb_parameters_weight_",
+        "l_self_parameters_w_",
+        "l_self_buffers_causal_",
+    ]
     for node, name in zip(graph_module.graph.find_nodes(op="placeholder"), names):
         if len(inputs) == len(names):
             node.name = node.target = name
@@ -86,7 +96,9 @@ def use_silu(graph_module: fx.GraphModule, factor: float = 1.0) -> tuple[list[Ma
     return matches, misses
 
 
-def record_of(name: str, before: Counter[str], graph_module: fx.GraphModule, matches: Any, misses: Any) -> PassRecord:
+def record_of(
+    name: str, before: Counter[str], graph_module: fx.GraphModule, matches: Any, misses: Any
+) -> PassRecord:
     after = operators(graph_module)
     return PassRecord(
         name, name, "forward", "reassociates", bool(matches), tuple(matches), tuple(misses), 3.25, 0.5,
@@ -113,7 +125,9 @@ class Run:
         report.captured_nodes, report.capture_milliseconds = len(graph_module.graph.nodes), 12.0
         self._tell(hook, StageEvent(0, "captured", graph_module, None, report))
         before = operators(graph_module)
-        report.passes.append(record_of("use-silu", before, graph_module, *use_silu(graph_module, self.factor)))
+        report.passes.append(
+            record_of("use-silu", before, graph_module, *use_silu(graph_module, self.factor))
+        )
         self._tell(hook, StageEvent(1, "use-silu", graph_module, report.passes[-1], report))
         report.facts["places kept"] = "50 %"
         self._tell(hook, StageEvent(99, "final", graph_module, None, report))
@@ -127,11 +141,6 @@ class Run:
 @pytest.fixture
 def run() -> type[Run]:
     return Run
-
-
-@pytest.fixture
-def capture_graph() -> Callable[..., fx.GraphModule]:
-    return capture
 
 
 @pytest.fixture

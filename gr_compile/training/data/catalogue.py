@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gr_compile.training.data import kuairand, movielens_100k, movielens_ratings, synthetic
@@ -11,28 +12,33 @@ from gr_compile.training.data.interactions import InteractionData
 NAMES = ("ml-100k", "movielens", "kuairand", "synthetic")
 
 
-def load(
-    name: str,
-    path: Path | None = None,
-    k_core: int | None = None,
-    feedback: str | None = None,
-    synthetic_settings: synthetic.SyntheticSettings | None = None,
-) -> InteractionData:
-    """Loads a dataset by name.
+@dataclass(frozen=True)
+class DataRequest:
+    """A dataset by name: `ml-100k` is fetched, `movielens` and `kuairand` read `path`, `synthetic` is made.
 
-    `ml-100k` is fetched; `movielens` and `kuairand` read `path`; `synthetic` is made up. `k_core` None is the
-    dataset's own default (5 for kuairand, none for movielens).
+    k_core None is the dataset's own default (5 for kuairand, none for movielens); `feedback` is a 0/1 column
+    of kuairand's logs; both mean nothing to the others.
     """
-    if name == "ml-100k":
+
+    name: str
+    path: Path | None = None
+    k_core: int | None = None
+    feedback: str | None = None
+    synthetic: synthetic.SyntheticSettings = field(default_factory=synthetic.SyntheticSettings)
+
+
+def load(request: DataRequest) -> InteractionData:
+    """Loads it; raises DataError for anything that stands in the way."""
+    if request.name == "ml-100k":
         return movielens_100k.read()
-    if name == "synthetic":
-        return synthetic.generate(synthetic_settings or synthetic.SyntheticSettings())
-    if name not in NAMES:
-        raise DataError(f"unknown dataset {name!r}; there are {', '.join(NAMES)}")
-    if path is None:
-        raise DataError(f"dataset {name!r} is read from files of yours: give their --path")
-    if not path.exists():
-        raise DataError("does not exist", path)
-    if name == "movielens":
-        return movielens_ratings.read(path, k_core or 0)
-    return kuairand.read(path, 5 if k_core is None else k_core, feedback)
+    if request.name == "synthetic":
+        return synthetic.generate(request.synthetic)
+    if request.name not in NAMES:
+        raise DataError(f"unknown dataset {request.name!r}; there are {', '.join(NAMES)}")
+    if request.path is None:
+        raise DataError(f"dataset {request.name!r} is read from files of yours: give their --path")
+    if not request.path.exists():
+        raise DataError("does not exist", request.path)
+    if request.name == "movielens":
+        return movielens_ratings.read(request.path, request.k_core or 0)
+    return kuairand.read(request.path, 5 if request.k_core is None else request.k_core, request.feedback)

@@ -32,7 +32,7 @@ INTER = TextFormat(b"\t", ("user_id", "item_id", "timestamp"), header=True)
 
 @dataclass(frozen=True)
 class Film:
-    """A row of ml-100k.item. `release_year` is None where the file has none."""
+    """A row of ml-100k.item. `release_year` is None where the file has none ("unkonwn", "V")."""
 
     item_id: int
     title: str
@@ -76,9 +76,9 @@ def read_films(path: Path) -> list[Film]:
     films = []
     for line, row in _rows(path, 4):
         year = row[2].strip()
-        if not row[0].isdigit() or not (year.isdigit() or not year):
-            raise DataError(f"not an item id and a year: {row[0]!r}, {row[2]!r}", path, line)
-        films.append(Film(int(row[0]), row[1], int(year) if year else None, tuple(row[3].split())))
+        if not row[0].isdigit():
+            raise DataError(f"not an item id: {row[0]!r}", path, line)
+        films.append(Film(int(row[0]), row[1], int(year) if year.isdigit() else None, tuple(row[3].split())))
     return films
 
 

@@ -1,0 +1,431 @@
+"""Demand: which places of packed values does anybody read, and so which places must be kept.
+
+Every read of a packable value by something that is not packed is a set of places, an expression over b and n. Outside
+a value's support its content is a known constant, so what must be kept is `read & support`. The places kept, M, are
+the union of these sets, closed under attention: a kept query reads only kept keys. M is computed from the data by the
+compiled graph itself; nothing is assumed of it. A value of which *every* place must be kept stays dense, with a Miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.element import Blocked, Elements
+from gr_compile.analysis.element_rules import RULES
+from gr_compile.analysis.element_views import VIEW_RULES
+from gr_compile.analysis.expr import (
+    FALSE,
+    TRUE,
+    Expr,
+    and_,
+    compare,
+    const,
+    index,
+    load,
+    not_,
+    or_,
+    substitute,
+    walk,
+)
+from gr_compile.analysis.implies import implies, project
+from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.analysis.pad_value import Pad, PadValues
+from gr_compile.analysis.places import Places
+from gr_compile.analysis.region import Region
+from gr_compile.analysis.support import live, nonzero
+
+aten = torch.ops.aten
+SHAPE_ONLY = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
+CROSS_ENTROPY = aten.cross_entropy_loss.default
+_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Read:
+    """`user` reads `node` at the places `where` (over b and n); `what` says so in words."""
+
+    node: fx.Node
+    user: fx.Node
+    where: Expr
+    what: str
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A value that stays dense: who reads all of it."""
+
+    node: fx.Node
+    user: fx.Node
+    reason: str
+    hint: str
+
+
+@dataclass
+class KeptPlaces:
+    """The places that are kept.
+
+    Attributes:
+        mask: M over b and n; loads of the names in `closures` stand for derived masks.
+        closures: name -> ("suffix", mask): every place up to the last one of mask;
+            or ("rows", mask): all places of a sequence that has a place in mask.
+        terms: what contributed, in words.
+    """
+
+    mask: Expr = FALSE
+    closures: dict[str, tuple[str, Expr]] = field(default_factory=dict)
+    terms: list[str] = field(default_factory=list)
+
+    @property
+    def suffix_closed(self) -> frozenset[str]:
+        """Names whose masks hold every place before one that they hold."""
+        return frozenset(name for name, (kind, _) in self.closures.items() if kind == "suffix")
+
+
+class DemandAnalysis:
+    """Packable values, their reads, and the places to keep, for one layout."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, pull: Elements, layout: TokenLayout, places: Places,
+        regions: Iterable[Region], output_read: Expr,
+    ) -> None:  # fmt: skip
+        self.graph_module, self.pull, self.layout, self.places = graph_module, pull, layout, places
+        self.regions = {region.node: region for region in regions}
+        self.output_read = output_read
+        self.dense_keys: set[fx.Node] = set()
+        self.blocked_keys: dict[fx.Node, str] = {}
+        self.dense: list[Dense] = []
+        self.kept = KeptPlaces()
+        self.pads = PadValues(pull, layout, places, self._region_pads())
+        self.packed: set[fx.Node] = set()
+        self.reads: list[Read] = []
+
+    # ---------------------------------------------------------------------------------------------- solve
+    def solve(self) -> bool:
+        """Find the packable values and the places. False: nothing can be packed."""
+        for _ in range(len(self.regions) + 1):
+            self._settle()
+            if not any(ops.kind_of(node) is not None for node in self.packed):
+                return False
+            if self._close():
+                return bool(self.packed) and self.kept.mask is not TRUE
+        return False
+
+    def _settle(self) -> None:
+        """Remove values that are needed everywhere until every read has its places."""
+        self.dense = []
+        self.packed = {node for node in self.graph_module.graph.nodes if self._packable(node)}
+        self._interior = self._find_interior()
+        removed: set[fx.Node] = set()
+        while True:
+            self.reads = [read for node in self.packed for read in self._reads(node)]
+            unbounded = {}
+            for read in self.reads:
+                if self._needed(read) is TRUE:
+                    unbounded.setdefault(read.node, read)
+            if not unbounded:
+                return
+            for node, read in unbounded.items():
+                if read.user not in removed:
+                    self.dense.append(self._dense(read))
+            removed.update(unbounded)
+            self.packed -= set(unbounded)
+
+    def _packable(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or self.pull.closed(node):
+            return False
+        if self.layout.of(node) is not Layout.TOKENS:
+            return False
+        return self._is_query_of(node) or self.layout.is_local(node)
+
+    def _is_query_of(self, node: fx.Node) -> bool:
+        region = self.regions.get(node)
+        return region is not None and region.batch_atom is self.layout.batch and region.query_atom is self.layout.sequence
+
+    def _needed(self, read: Read) -> Expr:
+        pad = self.pads.of(read.node)
+        needed = and_(read.where, pad.support) if pad.known else read.where
+        if needed is TRUE or needed.free - {"b", "n"} or not self._computable(needed):
+            return TRUE
+        return TRUE if implies(self.pull.ranges, TRUE, needed) else needed
+
+    def _computable(self, places: Expr) -> bool:
+        """The places must be known before anything is packed: from closed values only."""
+        for part in walk(places):
+            if part.op == "load" and part.args[0] not in self.kept.closures:
+                node = self.pull.nodes.get(part.args[0])
+                if node is None or not self.pull.closed(node):
+                    return False
+            if part.op in ("dot", "s", "sm", "softmax"):
+                return False
+        return True
+
+    # ---------------------------------------------------------------------------------------------- reads
+    def _reads(self, node: fx.Node) -> list[Read]:
+        found = []
+        for user in node.users:
+            if user in self.packed and user not in self.regions:
+                continue
+            if user.target in SHAPE_ONLY:
+                continue
+            if user in self._interior or user in self.regions:
+                found += self._region_reads(node, user)
+            else:
+                found.append(self._read(node, user))
+        return found
+
+    def _read(self, node: fx.Node, user: fx.Node) -> Read:
+        if user.op == "output":
+            return Read(node, user, self.output_read, "an output")
+        if user.target is CROSS_ENTROPY:
+            return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets")
+        if user.target in VIEW_RULES:
+            return Read(node, user, self._indexed_read(node, user), f"{user.target}")
+        mask = boolean_index(user)
+        if mask is not None:
+            return Read(node, user, self._mask_read(node, mask), "an index by a mask")
+        return Read(node, user, TRUE, f"{user.target}")
+
+    def _loss_read(self, node: fx.Node, user: fx.Node) -> Expr:
+        """Cross entropy reads the rows whose target is not ignore_index."""
+        target = user.args[1]
+        if node is not user.args[0] or not isinstance(target, fx.Node) or target.meta["val"].dtype.is_floating_point:
+            return TRUE
+        if self.layout.of(target) is not Layout.TOKENS or ops.argument(user, 3, "reduction", 1) == 0:
+            return TRUE
+        try:
+            element = self.pull.element(target, self.places.of(target))
+        except Blocked:
+            return TRUE
+        return compare("ne", element, const(int(ops.argument(user, 4, "ignore_index", -100))), self.pull.ranges)
+
+    def _indexed_read(self, node: fx.Node, user: fx.Node) -> Expr:
+        """The places that a gather, an index, a slice or a select reads, whatever its other indices are."""
+        tuples = read_tuples(self.pull, node, user)
+        if tuples is None:
+            return TRUE
+        sets = []
+        for indices in tuples:
+            batch, sequence = self.places.read_at(node, indices)
+            if batch is None or sequence is None or batch.op != "index":
+                return TRUE
+            at = substitute(compare("eq", index("n"), sequence, self.pull.ranges), {batch: index("b")})
+            sets.append(project(self.pull.ranges, at, frozenset({"b", "n"})))
+        return or_(*sets)
+
+    def _mask_read(self, node: fx.Node, mask: fx.Node) -> Expr:
+        if self.layout.of(mask) is not Layout.TOKENS:
+            return TRUE
+        try:
+            return self.pull.element(mask, self.places.of(mask))
+        except Blocked:
+            return TRUE
+
+    # -------------------------------------------------------------------------------------------- regions
+    def _find_interior(self) -> set[fx.Node]:
+        """Nodes that feed nothing but regions, and that the regions' extraction has read."""
+        read = {node for region in self.regions.values() for node in region.reads}
+        interior: set[fx.Node] = set()
+        for node in reversed(list(self.graph_module.graph.nodes)):
+            if node in self.packed or node not in read or node.op != "call_function":
+                continue
+            if node.users and all(user in interior or user in self.regions for user in node.users):
+                interior.add(node)
+        return interior
+
+    def _region_reads(self, node: fx.Node, user: fx.Node) -> list[Read]:
+        found = []
+        for region in self.regions.values():
+            for indices in region.reads.get(node, ()):
+                found.append(self._region_read(node, user, region, indices))
+        return found or [Read(node, user, TRUE, f"{user.target}")]
+
+    def _region_read(self, node: fx.Node, user: fx.Node, region: Region, indices: tuple[Expr, ...]) -> Read:
+        side = self._side(node, region, indices)
+        if side == "i" and region.node in self.packed:
+            return Read(node, region.node, FALSE, "queries")
+        if side == "j" and region.node not in self.dense_keys:
+            return Read(node, region.node, self._direct_keys(region), "keys")
+        return Read(node, user, TRUE, "attention")
+
+    def _side(self, node: fx.Node, region: Region, indices: tuple[Expr, ...]) -> str | None:
+        for name, extent in region.extents.items():
+            self.pull.bind(name, extent)
+        batch, sequence = self.places.read_at(node, indices)
+        if batch is not index("b"):
+            return None
+        return {index("i"): "i", index("j"): "j"}.get(sequence) if sequence is not None else None
+
+    def _direct_keys(self, region: Region) -> Expr:
+        """The keys that the program's own mask admits for some query, where that bounds them; FALSE for a packed
+        query side, whose keys `_close` adds."""
+        if region.node in self.packed:
+            return FALSE
+        keys = self._project(region, support(region), "j")
+        if keys is TRUE:
+            self.blocked_keys[region.node] = "its mask does not bound the keys"
+        return keys
+
+    def _project(self, region: Region, premise: Expr, side: str) -> Expr:
+        for name, extent in region.extents.items():
+            self.pull.bind(name, extent)
+        projected = project(self.pull.ranges, premise, frozenset({"b", side}), suffix_closed=self.kept.suffix_closed)
+        return substitute(projected, {index(side): index("n")})
+
+    def _region_pads(self) -> dict[fx.Node, Pad]:
+        pads = {}
+        for node, region in self.regions.items():
+            if self._is_query_of(node):
+                zero = nonzero(region.post if region.post is not None else region.score)
+                places = self._project(region, zero, "i")
+                if places is not TRUE and places.free <= {"b", "n"}:
+                    pads[node] = Pad(places, 0.0)
+        return pads
+
+    # -------------------------------------------------------------------------------------------- closure
+    def _close(self) -> bool:
+        """The least M that holds every need and is closed under attention. False: a region's keys became dense."""
+        self.kept = KeptPlaces()
+        for read in self.reads:
+            self._add(self._needed(read), read.what)
+        queries = [region for node, region in self.regions.items() if node in self.packed]
+        for _ in range(_ROUNDS):
+            before = self.kept.mask
+            for region in queries:
+                if region.node not in self.dense_keys and not self._close_region(region):
+                    self.dense_keys.add(region.node)
+                    return False
+            if self.kept.mask is before:
+                return True
+        self.dense_keys.update(region.node for region in queries)
+        return not queries
+
+    def _add(self, places: Expr, what: str) -> None:
+        mask = self.kept.mask
+        if places is FALSE or implies(self.pull.ranges, places, mask, suffix_closed=self.kept.suffix_closed):
+            return
+        self.kept.terms.append(f"{places} ({what})")
+        self.kept.mask = places if implies(self.pull.ranges, mask, places) else or_(mask, places)
+
+    def _close_region(self, region: Region) -> bool:
+        if region.key_atom is not self.layout.sequence:
+            return True
+        if not self._close_keys(region):
+            return False
+        return self._close_empty_rows(region)
+
+    def _close_keys(self, region: Region) -> bool:
+        allowed = support(region)
+        if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
+            return True
+        keys = self._project(region, allowed, "j")
+        if keys is TRUE or not self._computable(keys):
+            keys = self._project(region, and_(allowed, self._kept_at("i")), "j")
+        if keys is not TRUE and self._computable(keys):
+            self._add(keys, "keys that kept queries read")
+            if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
+                return True
+        if not self._proved(region, allowed, compare("ge", index("i"), index("j"), self.pull.ranges)):
+            self.blocked_keys[region.node] = "its mask does not keep queries from reading padded keys"
+            return False
+        self._suffix()
+        return self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j"))
+
+    def _suffix(self) -> None:
+        """Causal attention without a key mask reads everything before the last kept place."""
+        name = f"places_{len(self.kept.closures)}"
+        self.kept.closures[name] = ("suffix", self.kept.mask)
+        self.kept.terms.append("every place before a kept one (causal attention without a key mask)")
+        self.kept.mask = load(name, (index("b"), index("n")), "b")
+
+    def _close_empty_rows(self, region: Region) -> bool:
+        """A kept query that sees no key gives what the model gives only where all its keys are kept."""
+        if not region.softmax or region.fully_masked == "zero":
+            return True
+        visible = live(region.score).condition
+        if region.query_atom is not region.key_atom:
+            self.blocked_keys[region.node] = "a query may see no key at all"
+            return False
+        itself = substitute(visible, {index("j"): index("n"), index("i"): index("n")})
+        kept = self.kept.mask
+        if implies(self.pull.ranges, kept, itself, suffix_closed=self.kept.suffix_closed):
+            return True
+        if itself.free - {"b", "n"} or not self._computable(itself):
+            self.blocked_keys[region.node] = "a query may see no key at all"
+            return False
+        blind = and_(kept, not_(itself))
+        if self._kept_whole(blind):
+            return True
+        name = f"places_{len(self.kept.closures)}"
+        self.kept.closures[name] = ("rows", blind)
+        self.kept.terms.append("all places of a sequence in which a kept query sees no key")
+        self.kept.mask = or_(kept, load(name, (index("b"),), "b"))
+        return True
+
+    def _kept_whole(self, blind: Expr) -> bool:
+        """Every sequence with such a place is kept whole already."""
+        return any(
+            implies(self.pull.ranges, and_(blind, not_(load(name, (index("b"),), "b"))), mask)
+            for name, (kind, mask) in self.kept.closures.items()
+            if kind == "rows"
+        )
+
+    def _kept_at(self, side: str) -> Expr:
+        return substitute(self.kept.mask, {index("n"): index(side)})
+
+    def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
+        for name, extent in region.extents.items():
+            self.pull.bind(name, extent)
+        return implies(self.pull.ranges, premise, conclusion, suffix_closed=self.kept.suffix_closed)
+
+    # --------------------------------------------------------------------------------------------- misses
+    def _dense(self, read: Read) -> Dense:
+        if read.user.op == "output":
+            return Dense(
+                read.node, read.user, "an output holds what the model computes at padded places, which is not a constant",
+                "declare the padding (padding={argument: pad id, lengths or mask}) or set padded_outputs='zero'",
+            )  # fmt: skip
+        if read.user in self.regions or read.user in self._interior:
+            reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")
+            return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
+        return Dense(read.node, read.user, f"{read.what} may read every place", "")
+
+
+def support(region: Region) -> Expr:
+    """Implied by: key j contributes to query i. Of a softmax, an unmasked logit; of a pointwise program, P V != 0."""
+    if region.post is not None:
+        return and_(live(region.score).condition, nonzero(region.post))
+    return and_(nonzero(region.score), nonzero(region.value_element))
+
+
+def boolean_index(user: fx.Node) -> fx.Node | None:
+    """The mask of `x[mask]`."""
+    if user.target is not aten.index.Tensor:
+        return None
+    given = list(user.args[1])  # type: ignore[arg-type]
+    if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].meta["val"].dtype == torch.bool:
+        return given[0]
+    return None
+
+
+def read_tuples(pull: Elements, node: fx.Node, user: fx.Node) -> set[tuple[Expr, ...]] | None:
+    """At which index tuples does one element of `user` read `node`? None where no rule says so."""
+    rule = RULES.get(user.target)
+    if rule is None:
+        return None
+    pull.forget()
+    places = []
+    for position, extent in enumerate(pull.shape(user)):
+        name = f"o{position}"
+        pull.bind(name, extent)
+        places.append(index(name))
+    try:
+        rule(pull, user, tuple(places))
+    except Blocked:
+        return None
+    return set(pull.visited.get(node, ()))

@@ -1,0 +1,158 @@
+"""Layout of every value with respect to one raggedness (a batch dimension B and a sequence dimension N).
+
+`TOKENS` values have a place for every (b, n). An operator is *local* when its value at (b, n) reads its operands only
+at that (b, n), at b, at n, or nowhere: then it can run on packed tokens [T, ...] instead of [B, N, ...].
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
+
+
+class Layout(Enum):
+    """How a value relates to the places (b, n)."""
+
+    TOKENS = "a value for every place"
+    SEQUENCE = "a value for every sequence"
+    POSITION = "a value for every position"
+    DENSE = "no place"
+    OTHER = "places in another form (pairs of places, places twice)"
+
+
+class TokenLayout:
+    """Layouts and locality for one pair (batch, sequence) of index spaces."""
+
+    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom) -> None:
+        self.dims, self.batch, self.sequence = dims, batch, sequence
+
+    def of(self, node: fx.Node) -> Layout:
+        """The layout of a tensor node."""
+        if not self.dims.known(node):
+            return Layout.OTHER
+        atoms = [atom for dim in self.dims.of(node) for atom in dim]
+        counts = atoms.count(self.batch), atoms.count(self.sequence)
+        table = {(1, 1): Layout.TOKENS, (1, 0): Layout.SEQUENCE, (0, 1): Layout.POSITION, (0, 0): Layout.DENSE}
+        return table.get(counts, Layout.OTHER)
+
+    def has_place(self, dim: Dim) -> bool:
+        """Whether a dimension runs over sequences or positions."""
+        return self.batch in dim or self.sequence in dim
+
+    def rest(self, node: fx.Node) -> list[tuple[int, Dim]]:
+        """The dimensions that stay when places are packed: (dimension, its atoms without B and N)."""
+        kept = []
+        for position, dim in enumerate(self.dims.of(node)):
+            others = tuple(a for a in dim if a is not self.batch and a is not self.sequence)
+            if others or not self.has_place(dim):
+                kept.append((position, others))
+        return kept
+
+    # ---------------------------------------------------------------------------------------- locality
+    def is_local(self, node: fx.Node) -> bool:
+        """True when the operator can run on packed tokens."""
+        if self.of(node) is not Layout.TOKENS:
+            return False
+        kind = ops.kind_of(node)
+        if kind is None:
+            return False
+        if any(self.of(n) is Layout.OTHER for n in ops.tensor_operands(node)):
+            return False
+        rule = getattr(self, "_" + type(kind).__name__.lower(), None)
+        return bool(rule is not None and rule(node, kind))
+
+    def why_not_local(self, node: fx.Node) -> str:
+        """The reason in words."""
+        kind = ops.kind_of(node)
+        if kind is None:
+            return f"{node.target} has no rule: it may read any place"
+        return f"{node.target} mixes places"
+
+    def _aligned(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Every place dimension of the operand stands where the output has the same places."""
+        out, dims = self.dims.of(node), self.dims.of(operand)
+        skip = len(out) - len(dims)
+        for position, dim in enumerate(dims):
+            if self.has_place(dim) and (skip + position < 0 or dim != out[skip + position]):
+                return False
+        return True
+
+    def _pointwise(self, node: fx.Node, kind: ops.Pointwise) -> bool:
+        return all(self._aligned(node, operand) for operand in ops.tensor_operands(node))
+
+    def _expand(self, node: fx.Node, kind: ops.Expand) -> bool:
+        return self.of(kind.source) is Layout.TOKENS and self._aligned(node, kind.source)
+
+    def _reshape(self, node: fx.Node, kind: ops.Reshape) -> bool:
+        if self.of(kind.source) is not Layout.TOKENS:
+            return False
+
+        def flat(n: fx.Node) -> list[Atom]:
+            return [a for dim in self.dims.of(n) for a in dim if a.size != 1]
+
+        return flat(node) == flat(kind.source)
+
+    def _permute(self, node: fx.Node, kind: ops.Permute) -> bool:
+        return self.of(kind.source) is Layout.TOKENS
+
+    def _free_of_places(self, node: fx.Node, dims: tuple[int, ...]) -> bool:
+        own = self.dims.of(node)
+        return not any(self.has_place(own[d]) for d in dims)
+
+    def _reduce(self, node: fx.Node, kind: ops.Reduce) -> bool:
+        return self.of(kind.source) is Layout.TOKENS and self._free_of_places(kind.source, kind.dims)
+
+    _along = _reduce
+
+    def _contract(self, node: fx.Node, kind: ops.Contract) -> bool:
+        sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+        for operand, labels in sides:
+            for label, dim in zip(labels, self.dims.of(operand)):
+                if self.has_place(dim) and label not in kind.out_labels:
+                    return False
+        layouts = {self.of(operand) for operand, _ in sides}
+        return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE}
+
+    def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:
+        return self.of(kind.table) is Layout.DENSE and self.of(kind.index) is Layout.TOKENS
+
+    def _gather(self, node: fx.Node, kind: ops.Gather) -> bool:
+        if self.of(kind.source) is not Layout.TOKENS or self.of(kind.index) is not Layout.TOKENS:
+            return False
+        source, index = self.dims.of(kind.source), self.dims.of(kind.index)
+        return not self.has_place(source[kind.dim]) and all(
+            a == b for d, (a, b) in enumerate(zip(source, index)) if self.has_place(a) or self.has_place(b)
+        )
+
+    def _concatenate(self, node: fx.Node, kind: ops.Concatenate) -> bool:
+        return not self.has_place(self.dims.of(node)[kind.dim]) and all(
+            self.of(source) is Layout.TOKENS for source in kind.sources
+        )
+
+    def _stack(self, node: fx.Node, kind: ops.Stack) -> bool:
+        return all(self.of(source) is Layout.TOKENS for source in kind.sources)
+
+    def _slice(self, node: fx.Node, kind: ops.Slice) -> bool:
+        return self.of(kind.source) is Layout.TOKENS and (kind.whole or self._free_of_places(kind.source, (kind.dim,)))
+
+    def _select(self, node: fx.Node, kind: ops.Select) -> bool:
+        return self.of(kind.source) is Layout.TOKENS and self._free_of_places(kind.source, (kind.dim,))
+
+    def _item(self, node: fx.Node, kind: ops.Item) -> bool:
+        source = ops.kind_of(kind.source)
+        if isinstance(source, ops.Items):
+            return self.of(source.source) is Layout.TOKENS and self._free_of_places(source.source, (source.dim,))
+        if isinstance(source, (ops.Reduce, ops.Along)):
+            return self.of(source.source) is Layout.TOKENS and self._free_of_places(source.source, source.dims)
+        return False
+
+
+def is_floating(node: fx.Node) -> bool:
+    """A tensor of a floating dtype."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point

@@ -1,0 +1,153 @@
+"""canonicalize: one spelling for what later passes look at.
+
+    before   y = _unsafe_view(clone(x)); z = to(y, float32); m = masked_fill(z, ~mask, 0.); w = addmm(b, x, t(W))
+    after    y = view(x); m = where(mask, z, 0); w = linear(x, W, b)
+
+Identities (casts to the same dtype, whole slices, dropout that does nothing, expands that keep the shape) go, equal
+calls become one. Bitwise: no value changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.layout import is_floating
+from gr_compile.editor import GraphEditor
+from gr_compile.graph_pass import Match, Numerics, Pass, PassResult
+from gr_compile.pipeline import PassContext
+from gr_compile.verify import same_shape
+
+aten = torch.ops.aten
+_RANDOM = torch.Tag.nondeterministic_seeded
+_CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.other, aten.to.dtype_layout, aten.type_as.default}
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Rewrite every call to its canonical spelling; remove identities and repeated calls."""
+
+    name: ClassVar[str] = "canonicalize"
+    provides: ClassVar[frozenset[str]] = frozenset({"canonical"})
+    numerics: ClassVar[Numerics] = "bitwise"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:
+        """One walk over the graph; each rule fires at most once a node."""
+        matches: list[Match] = []
+        seen: dict[Any, fx.Node] = {}
+        for node in list(graph_module.graph.nodes):
+            if node.op != "call_function":
+                continue
+            name, replacement = self._rewrite(node, context.editor, seen)
+            if replacement is None or not context.allow(f"{name} {node.name}"):
+                continue
+            matches.append(Match(name, node))
+            context.editor.replace(node, replacement)
+            context.editor.erase(node)
+        return PassResult(bool(matches), tuple(matches))
+
+    def _rewrite(self, node: fx.Node, editor: GraphEditor, seen: dict[Any, fx.Node]) -> tuple[str, fx.Node | None]:
+        rule = _RULES.get(node.target)
+        if rule is not None:
+            with editor.at(before=node, like=node):
+                replacement = rule(node, editor)
+            if replacement is not None:
+                return f"spelling of {node.target}", replacement
+        source = _identity(node)
+        if source is not None:
+            return f"identity {node.target}", source
+        return "repeated call", _repeated(node, seen)
+
+
+def _identity(node: fx.Node) -> fx.Node | None:
+    """The operand that a call returns unchanged, if it does."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
+    before, after = source.meta.get("val"), node.meta["val"]
+    if not isinstance(before, torch.Tensor) or not same_shape(before, after) or before.device != after.device:
+        return None
+    kind = ops.kind_of(node)
+    if node.target in _CASTS or node.target in (aten.alias.default, aten.lift_fresh_copy.default):
+        return source if node.kwargs.get("memory_format") is None else None
+    if node.target is aten.dropout.default and (not node.args[2] or node.args[1] == 0):
+        return source
+    if isinstance(kind, (ops.Reshape, ops.Expand)):
+        return source
+    if isinstance(kind, ops.Slice) and kind.whole and ops.argument(node, 4, "step", 1) == 1:
+        return source
+    if isinstance(kind, ops.Permute) and kind.order == tuple(range(len(kind.order))):
+        return source
+    return None
+
+
+def _repeated(node: fx.Node, seen: dict[Any, fx.Node]) -> fx.Node | None:
+    """An earlier call of the same operator on the same operands; nothing random, nothing with unbacked sizes."""
+    if not isinstance(node.target, torch._ops.OpOverload) or _RANDOM in node.target.tags:
+        return None
+    if node.meta.get("unbacked_bindings") or node.meta.get("recompute") is not None or not node.users:
+        return None
+    key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+    return None if seen.setdefault(key, node) is node else seen[key]
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
+    return (type(value), repr(value)) if isinstance(value, (bool, int, float)) else value
+
+
+# ------------------------------------------------------------------------------------------------- rules
+def _masked_fill(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """masked_fill(x, ~m, c) -> where(m, x, c)."""
+    source, mask, value = node.args[:3]
+    if isinstance(value, fx.Node) or not isinstance(mask, fx.Node) or not same_dims(source, node) or not is_floating(node):
+        return None
+    if mask.target in (aten.bitwise_not.default, aten.logical_not.default) and _is_bool(mask.args[0]):
+        return editor.call(aten.where.ScalarOther, mask.args[0], source, value)
+    return editor.call(aten.where.ScalarSelf, mask, value, source)
+
+
+def same_dims(source: Any, node: fx.Node) -> bool:
+    """The result has the source's own shape and dtype."""
+    return isinstance(source, fx.Node) and same_shape(source.meta["val"], node.meta["val"])
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.meta["val"].dtype == torch.bool
+
+
+def _view(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """_unsafe_view(clone(x)) -> reshape(x), and likewise a view of a contiguous copy."""
+    source: Any = node.args[0]
+    if source.target in (aten.clone.default, aten.contiguous.default) and len(source.users) == 1:
+        return editor.call(aten.reshape.default, source.args[0], node.args[1])
+    if node.target is aten._unsafe_view.default:
+        return editor.call(aten.reshape.default, source, node.args[1])
+    return None
+
+
+def _addmm(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """addmm(bias, x, t(W)) -> linear(x, W, bias)."""
+    kind = ops.kind_of(node)
+    if not isinstance(kind, ops.Contract) or kind.bias is None or ops.rank(kind.bias) != 1:
+        return None
+    transposed = ops.kind_of(kind.right)
+    if not isinstance(transposed, ops.Permute) or transposed.order != (1, 0):
+        return None
+    return editor.call(aten.linear.default, kind.left, transposed.source, kind.bias)
+
+
+_RULES: dict[Any, Callable[[fx.Node, GraphEditor], fx.Node | None]] = {
+    aten.masked_fill.Scalar: _masked_fill,
+    aten._unsafe_view.default: _view,
+    aten.view.default: _view,
+    aten.addmm.default: _addmm,
+}

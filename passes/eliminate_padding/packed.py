@@ -1,0 +1,302 @@
+"""The packed form of token values: [T, *rest] instead of [.., B, .., N, ..], one rule a kind of operator."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.dims import Atom
+from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.editor import GraphEditor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class PackedIndex:
+    """The packed index of one raggedness, as nodes.
+
+    Attributes:
+        mask: bool [B, N], the places that are kept.
+        flat: int64 [T], b * N + n of each packed token, ascending.
+        batch, position: int64 [T], b and n of each packed token.
+        offsets: int64 [B + 1], where each sequence begins.
+        batch_size, length: B and N.
+    """
+
+    mask: fx.Node
+    flat: fx.Node
+    batch: fx.Node
+    position: fx.Node
+    offsets: fx.Node
+    batch_size: Any
+    length: Any
+
+
+class Packer:
+    """Makes packed values. `packable` are those computed on tokens; all others are gathered from their dense form."""
+
+    def __init__(self, editor: GraphEditor, layout: TokenLayout, packable: set[fx.Node], index: PackedIndex) -> None:
+        self.editor, self.layout, self.packable, self.index = editor, layout, packable, index
+        self._packed: dict[fx.Node, fx.Node] = {}
+        self._sources: dict[fx.Node, fx.Node] = {}
+
+    # ------------------------------------------------------------------------------------------ in and out
+    def packed(self, node: fx.Node) -> fx.Node:
+        """The packed form of a TOKENS value."""
+        if node not in self._packed:
+            with self.editor.at(like=node):
+                local = node in self.packable and self.layout.is_local(node)
+                self._packed[node] = self._compute(node) if local else self._gather_places(node)
+        return self._packed[node]
+
+    def unpacked(self, node: fx.Node, fill: float | bool) -> fx.Node:
+        """The dense form of a packed value, in the dimensions of `node`, with `fill` at places that are not kept."""
+        with self.editor.at(like=node):
+            index = self.index
+            dense = self.editor.call(
+                torch.ops.gr.unpack.default, self.packed(node), index.flat, index.batch_size, index.length, fill
+            )
+            return self.arrange_back(dense, node, [self.layout.batch, self.layout.sequence])
+
+    def _gather_places(self, node: fx.Node) -> fx.Node:
+        dense = self.arrange(node, [self.layout.batch, self.layout.sequence])
+        made: fx.Node = self.editor.call(torch.ops.gr.pack.default, dense, self.index.flat)
+        return made
+
+    def arrange(self, node: fx.Node, first: list[Atom]) -> fx.Node:
+        """`node` with the given index spaces as leading dimensions and its other dimensions behind, in their order."""
+        dims = self.layout.dims.of(node)
+        atoms = [atom for dim in dims for atom in dim]
+        if [dim for dim in dims[: len(first)]] == [(a,) for a in first]:
+            return node
+        split = self.editor.call(aten.reshape.default, node, [self.extent(a) for a in atoms])
+        order = [atoms.index(a) for a in first] + [k for k, a in enumerate(atoms) if a not in first]
+        moved = self.editor.call(aten.permute.default, split, order)
+        sizes = [self.extent(a) for a in first] + [self.size_of(node, p, d) for p, d in self._rest(node, first)]
+        made: fx.Node = self.editor.call(aten.reshape.default, moved, sizes)
+        return made
+
+    def arrange_back(self, dense: fx.Node, node: fx.Node, first: list[Atom]) -> fx.Node:
+        """The inverse of `arrange`: [*first, *rest] in the dimensions of `node`."""
+        dims = self.layout.dims.of(node)
+        if [dim for dim in dims[: len(first)]] == [(a,) for a in first]:
+            return dense
+        atoms = [atom for dim in dims for atom in dim]
+        stored = first + [a for a in atoms if a not in first]
+        split = self.editor.call(aten.reshape.default, dense, [self.extent(a) for a in stored])
+        moved = self.editor.call(aten.permute.default, split, [stored.index(a) for a in atoms])
+        shape = [self.editor.symbol_of(s) for s in node.meta["val"].shape]
+        made: fx.Node = self.editor.call(aten.reshape.default, moved, shape)
+        return made
+
+    def _rest(self, node: fx.Node, first: list[Atom]) -> list[tuple[int, tuple[Atom, ...]]]:
+        kept = []
+        for position, dim in enumerate(self.layout.dims.of(node)):
+            others = tuple(a for a in dim if a not in first)
+            if others or not any(a in first for a in dim):
+                kept.append((position, others))
+        return kept
+
+    def extent(self, atom: Atom) -> Any:
+        """The size of an index space."""
+        return self.editor.symbol_of(atom.size)
+
+    def size_of(self, node: fx.Node, position: int, atoms: tuple[Atom, ...]) -> Any:
+        """The size that a dimension has left without its places."""
+        if not self.layout.has_place(self.layout.dims.of(node)[position]):
+            return self.editor.symbol_of(node.meta["val"].shape[position])
+        product: Any = 1
+        for atom in atoms:
+            product = product * atom.size
+        return self.editor.symbol_of(product)
+
+    # -------------------------------------------------------------------------------------------- operands
+    def aligned(self, operand: Any, node: fx.Node) -> Any:
+        """An operand of a broadcasting operator in a form that broadcasts against the packed output."""
+        if not isinstance(operand, fx.Node) or not isinstance(operand.meta.get("val"), torch.Tensor):
+            return operand
+        layout = self.layout.of(operand)
+        if layout is Layout.TOKENS:
+            value, first = self.packed(operand), [self.layout.batch, self.layout.sequence]
+        elif layout is Layout.SEQUENCE:
+            value, first = self._at_tokens(operand, self.layout.batch, self.index.batch), [self.layout.batch]
+        elif layout is Layout.POSITION:
+            value, first = self._at_tokens(operand, self.layout.sequence, self.index.position), [self.layout.sequence]
+        else:
+            value, first = operand, []
+        return self._fit(value, operand, node, first)
+
+    def _at_tokens(self, operand: fx.Node, atom: Atom, places: fx.Node) -> fx.Node:
+        made: fx.Node = self.editor.call(aten.index_select.default, self.arrange(operand, [atom]), 0, places)
+        return made
+
+    def _fit(self, value: fx.Node, operand: fx.Node, node: fx.Node, first: list[Atom]) -> fx.Node:
+        """Drop dimensions that stood at places, add dimensions of size 1 for those the operand lacks."""
+        skip = ops.rank(node) - ops.rank(operand)
+        kept = dict(self._rest(operand, first)) if first else dict(enumerate(self.layout.dims.of(operand)))
+        out = [position for position, _ in self.layout.rest(node)]
+        sizes: list[Any] = ["T"] if first else []
+        for position in out:
+            own = position - skip
+            if own in kept:
+                sizes.append(self.size_of(operand, own, kept[own]))
+            elif first or own >= 0:
+                sizes.append(1)
+        expected = (["T"] if first else []) + [self.size_of(operand, p, d) for p, d in kept.items()]
+        if sizes == expected:
+            return value
+        if first:
+            sizes[0] = -1
+        made: fx.Node = self.editor.call(aten.reshape.default, value, sizes)
+        return made
+
+    def dim(self, node: fx.Node, position: int) -> int:
+        """Where dimension `position` of `node` stands in its packed form."""
+        return 1 + [p for p, _ in self.layout.rest(node)].index(position)
+
+    # --------------------------------------------------------------------------------------------- rules
+    def _compute(self, node: fx.Node) -> fx.Node:
+        kind = ops.kind_of(node)
+        rule: Callable[[fx.Node, Any], fx.Node] = getattr(self, "_" + type(kind).__name__.lower())
+        return rule(node, kind)
+
+    def _call(self, node: fx.Node, **changed: Any) -> fx.Node:
+        """The node's own operator with some arguments, named as in its schema, replaced."""
+        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        args, kwargs = list(node.args), dict(node.kwargs)
+        for name, value in changed.items():
+            position = schema.index(name)
+            if position < len(args):
+                args[position] = value
+            else:
+                kwargs[name] = value
+        made: fx.Node = self.editor.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
+        return made
+
+    def _pointwise(self, node: fx.Node, kind: ops.Pointwise) -> fx.Node:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.aligned(a, node))
+        made: fx.Node = self.editor.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
+        return made
+
+    def _shape(self, node: fx.Node) -> list[Any]:
+        return [self.size_of(node, position, atoms) for position, atoms in self.layout.rest(node)]
+
+    def _expand(self, node: fx.Node, kind: ops.Expand) -> fx.Node:
+        source = self.aligned(kind.source, node)
+        made: fx.Node = self.editor.call(aten.expand.default, source, [-1, *self._shape(node)])
+        return made
+
+    def _reshape(self, node: fx.Node, kind: ops.Reshape) -> fx.Node:
+        source, shape = self.packed(kind.source), self._shape(node)
+        if shape == self._shape(kind.source):
+            return source
+        made: fx.Node = self.editor.call(aten.reshape.default, source, [-1, *shape] if 0 not in shape else shape)
+        return made
+
+    def _permute(self, node: fx.Node, kind: ops.Permute) -> fx.Node:
+        source = self.packed(kind.source)
+        order = [0] + [self.dim(kind.source, kind.order[position]) for position, _ in self.layout.rest(node)]
+        if order == list(range(len(order))):
+            return source
+        made: fx.Node = self.editor.call(aten.permute.default, source, order)
+        return made
+
+    def _reduce(self, node: fx.Node, kind: ops.Reduce) -> fx.Node:
+        dims = [self.dim(kind.source, d) for d in kind.dims]
+        own = next(a for a in node.target._schema.arguments if a.name == "dim")  # type: ignore[union-attr]
+        single = "int[" not in str(own.type) and "List[int]" not in str(own.type)
+        source = node.target._schema.arguments[0].name  # type: ignore[union-attr]
+        return self._call(node, **{source: self.packed(kind.source), "dim": dims[0] if single else dims})
+
+    def _along(self, node: fx.Node, kind: ops.Along) -> fx.Node:
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        changed: dict[str, Any] = {names[0]: self.packed(kind.source)}
+        if "dim" in names:
+            changed["dim"] = self.dim(kind.source, kind.dims[0])
+        elif "dims" in names:
+            changed["dims"] = [self.dim(kind.source, d) for d in kind.dims]
+        return self._call(node, **changed)
+
+    def _contract(self, node: fx.Node, kind: ops.Contract) -> fx.Node:
+        if node.target is aten.linear.default:
+            return self._call(node, input=self.packed(kind.left))
+        plain = self.layout.of(kind.right) is Layout.DENSE and ops.rank(kind.right) == 2 and kind.bias is None
+        if plain and node.target is aten.matmul.default and not self._contracts_place(kind):
+            return self._call(node, self=self.packed(kind.left))
+        out = [kind.out_labels[position] for position, _ in self.layout.rest(node)]
+        left, left_labels = self._labelled(kind.left, kind.left_labels, kind, out)
+        right, right_labels = self._labelled(kind.right, kind.right_labels, kind, out)
+        equation = f"{left_labels},{right_labels}->t{''.join(out)}"
+        product = self.editor.call(aten.einsum.default, equation, [left, right])
+        if kind.bias is None:
+            return product
+        made: fx.Node = self.editor.call(aten.add.Tensor, product, self.aligned(kind.bias, node))
+        return made
+
+    def _contracts_place(self, kind: ops.Contract) -> bool:
+        """Whether the left operand's packed form no longer ends with (row, summed) as matmul needs."""
+        return not kind.left_labels.endswith("k") or self.layout.of(kind.left) is not Layout.TOKENS
+
+    def _labelled(self, operand: fx.Node, labels: str, kind: ops.Contract, out: list[str]) -> tuple[fx.Node, str]:
+        summed = [c for c in kind.left_labels if c in kind.right_labels and c not in kind.out_labels]
+        if self.layout.of(operand) is Layout.TOKENS:
+            rest = [labels[position] for position, _ in self.layout.rest(operand)]
+            return self.packed(operand), "t" + "".join(rest)
+        kept = [k for k, c in enumerate(labels) if c in out or c in summed]
+        value = operand
+        for k in reversed([k for k in range(len(labels)) if k not in kept]):
+            value = self.editor.call(aten.squeeze.dim, value, k)
+        return value, "".join(labels[k] for k in kept)
+
+    def _lookup(self, node: fx.Node, kind: ops.Lookup) -> fx.Node:
+        if node.target is aten.index.Tensor:
+            return self._call(node, indices=[self.packed(kind.index)])
+        return self._call(node, indices=self.packed(kind.index))
+
+    def _gather(self, node: fx.Node, kind: ops.Gather) -> fx.Node:
+        source, index = self.packed(kind.source), self.packed(kind.index)
+        return self._call(node, self=source, dim=self.dim(kind.source, kind.dim), index=index)
+
+    def _concatenate(self, node: fx.Node, kind: ops.Concatenate) -> fx.Node:
+        made: fx.Node = self.editor.call(
+            aten.cat.default, [self.packed(s) for s in kind.sources], self.dim(node, kind.dim)
+        )
+        return made
+
+    def _stack(self, node: fx.Node, kind: ops.Stack) -> fx.Node:
+        made: fx.Node = self.editor.call(
+            aten.stack.default, [self.packed(s) for s in kind.sources], self.dim(node, kind.dim)
+        )
+        return made
+
+    def _slice(self, node: fx.Node, kind: ops.Slice) -> fx.Node:
+        if kind.whole:
+            return self.packed(kind.source)
+        return self._call(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
+
+    def _select(self, node: fx.Node, kind: ops.Select) -> fx.Node:
+        return self._call(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
+
+    def _item(self, node: fx.Node, kind: ops.Item) -> fx.Node:
+        several = kind.source
+        if several not in self._sources:
+            self._sources[several] = self._several(several)
+        made: fx.Node = self.editor.call(operator.getitem, self._sources[several], kind.position)
+        return made
+
+    def _several(self, node: fx.Node) -> fx.Node:
+        kind = ops.kind_of(node)
+        if isinstance(kind, ops.Reduce):
+            return self._reduce(node, kind)
+        if isinstance(kind, ops.Along):
+            return self._along(node, kind)
+        assert isinstance(kind, ops.Items)
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        return self._call(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})

@@ -1,0 +1,256 @@
+"""The pass: find the raggednesses of a graph, decide by analysis what can be packed, and pack it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis.cost import saving
+from gr_compile.analysis.demand import DemandAnalysis
+from gr_compile.analysis.dims import Atom, DimensionProvenance
+from gr_compile.analysis.element import Elements
+from gr_compile.analysis.expr import TRUE, Expr
+from gr_compile.analysis.implies import implies
+from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.analysis.operators import kind_of
+from gr_compile.analysis.places import Places
+from gr_compile.analysis.region import Region, RegionFinder
+from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
+from gr_compile.passes.eliminate_padding.declared import declared_places, detected_places
+from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
+from gr_compile.passes.eliminate_padding.exits import Exits
+from gr_compile.passes.eliminate_padding.packed import PackedIndex, Packer
+from gr_compile.passes.ragged import RAGGED_FACT, Ragged
+from gr_compile.pipeline import PassContext
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class EliminatePadding(Pass):
+    """Run token-wise work on packed tokens.
+
+    Options:
+        mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch), "bucket" (T rounded
+            up to `multiple`), "host" (T computed outside the graph).
+        multiple: bucket size.
+        min_saving: decline where less than this share of the token-wise work is saved at 50 % fill.
+    """
+
+    mode: str = "unbacked"
+    multiple: int = 256
+    min_saving: float = 0.05
+
+    name: ClassVar[str] = "eliminate-padding"
+    provides: ClassVar[frozenset[str]] = frozenset({"packed-tokens"})
+    after: ClassVar[frozenset[str]] = frozenset({"canonicalize"})
+    numerics: ClassVar[Numerics] = "reassociates"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("unbacked", "bucket"):
+            raise ValueError(f"mode={self.mode!r}: 'unbacked' or 'bucket'")
+        if self.multiple < 1:
+            raise ValueError(f"multiple={self.multiple}: at least 1")
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:
+        """Pack every raggedness that the analyses prove."""
+        if context.config.padding == "none":
+            return PassResult(False, misses=(Miss("padding='none' was asked for"),))
+        if not context.supports("gr::pack"):
+            return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
+        matches: list[Match] = []
+        misses: dict[str, Miss] = {}
+        tried: set[tuple[str, str]] = set()
+        while True:
+            attempt = self._next(graph_module, context, tried)
+            if attempt is None:
+                return PassResult(bool(matches), tuple(matches), tuple(misses.values()))
+            match, found = attempt.apply(context, self)
+            if match is not None:
+                matches.append(match)
+            misses.update({str(miss): miss for miss in found})
+
+    def _next(
+        self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]
+    ) -> _Attempt | None:
+        dims = DimensionProvenance(graph_module)
+        for node, (batch, sequence) in raggednesses(graph_module, dims, context):
+            key = (node.name, str(sequence.size))
+            if key not in tried:
+                tried.add(key)
+                return _Attempt(graph_module, context, dims, batch, sequence, node)
+        return None
+
+
+def raggednesses(
+    graph_module: fx.GraphModule, dims: DimensionProvenance, context: PassContext
+) -> list[tuple[fx.Node, tuple[Atom, Atom]]]:
+    """The pairs of index spaces (batch, sequence) that inputs have: the two leading dimensions of an integer or
+    boolean input, or of anything computed from such inputs alone; the first node of each pair."""
+    pull = Elements(graph_module, context.constants)
+    found: dict[tuple[Atom, Atom], fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dtype.is_floating_point and node.op != "placeholder":
+            continue
+        if value.dim() < 2 or not pull.closed(node) or node in context.constants.tensors:
+            continue
+        lead = dims.of(node)[:2]
+        if all(len(dim) == 1 for dim in lead) and lead[0] != lead[1]:
+            found.setdefault((lead[0][0], lead[1][0]), node)
+    return [(node, pair) for pair, node in found.items()]
+
+
+class _Attempt:
+    """One raggedness: analysis, then rewriting."""
+
+    def __init__(
+        self, graph_module: fx.GraphModule, context: PassContext, dims: DimensionProvenance, batch: Atom,
+        sequence: Atom, witness: fx.Node,
+    ) -> None:  # fmt: skip
+        self.graph_module, self.context, self.witness = graph_module, context, witness
+        self.layout = TokenLayout(dims, batch, sequence)
+        self.pull = Elements(graph_module, context.constants)
+        finder = RegionFinder(graph_module, Elements(graph_module, context.constants), dims)
+        self.regions: list[Region] = finder.find(batch)
+        self.pull.size_values.update(finder.pull.size_values)
+        self.places = Places(self.pull, self.layout, witness)
+        self.declared = declared_places(self.pull, self.layout, graph_module, context.config)
+        self.output_read = self._output_read()
+        self.demand = DemandAnalysis(
+            graph_module, self.pull, self.layout, self.places, self.regions, self.output_read
+        )
+
+    def _output_read(self) -> Expr:
+        if self.context.config.outputs_at_padding == "exact":
+            return TRUE
+        if self.declared is not None:
+            return self.declared
+        return detected_places(self.demand_free_regions(), self.pull, self.layout)
+
+    def demand_free_regions(self) -> list[Region]:
+        """Regions whose keys have this raggedness."""
+        return [region for region in self.regions if region.key_atom is self.layout.sequence]
+
+    # ----------------------------------------------------------------------------------------------- apply
+    def apply(self, context: PassContext, options: EliminatePadding) -> tuple[Match | None, list[Miss]]:
+        """Pack what can be packed; what cannot is a Miss with its reason."""
+        worth = self.demand.solve()
+        misses = [Miss(d.reason, d.user, d.hint) for d in self.demand.dense if self._matters(d.node)]
+        if not worth:
+            return None, misses
+        declined = self._unprofitable(context, options)
+        if declined is not None:
+            return None, [*misses, declined]
+        what = f"packed tokens of {self.witness.name}"
+        if not context.allow(what):
+            return None, misses
+        tokens = sum(1 for node in self.demand.packed if kind_of(node) is not None)
+        ragged = self._rewrite(context, options)
+        context.facts.setdefault(RAGGED_FACT, []).append(ragged)
+        places = "; ".join(self.demand.kept.terms)
+        context.report.facts[f"places kept ({self.witness.name})"] = places
+        return Match(what, self.witness, detail=f"{tokens} operators on packed tokens; kept: {places}"), misses
+
+    def _matters(self, node: fx.Node) -> bool:
+        return node.meta["val"].dtype.is_floating_point
+
+    def _unprofitable(self, context: PassContext, options: EliminatePadding) -> Miss | None:
+        packed = self.demand.packed
+        exits = {read.node for read in self.demand.reads}
+        entries = {
+            operand for node in packed for operand in node.all_input_nodes
+            if operand not in packed and self.layout.of(operand) is Layout.TOKENS
+        } | {node for node in packed if node in self.demand.regions}  # fmt: skip
+        saved, total = saving(packed, entries, exits, self.layout, context.config.expected_fill or 0.5)
+        if saved >= options.min_saving * total and total > 0:
+            return None
+        share = 100 * saved / total if total else 0.0
+        return Miss(
+            f"packing {self.witness.name} saves {share:.0f} % of its token-wise work at "
+            f"{100 * (context.config.expected_fill or 0.5):.0f} % fill, less than min-saving",
+            self.witness,
+            hint=f"eliminate-padding{{min-saving={min(share / 100, 0):.2f}}} packs it all the same",
+        )
+
+    # --------------------------------------------------------------------------------------------- rewriting
+    def _rewrite(self, context: PassContext, options: EliminatePadding) -> Ragged:
+        editor = context.editor
+        output = next(iter(self.graph_module.graph.find_nodes(op="output")))
+        order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
+        with editor.at(before=output, like=self.witness):
+            index = self._index(context, options)
+            packer = Packer(editor, self.layout, self.demand.packed, index)
+            axes = {"b": (index.batch_size, 0)}
+            exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()))
+            for node in sorted(self.demand.packed, key=order.__getitem__):
+                packer.packed(node)
+            for node in sorted(self.demand.packed, key=order.__getitem__):
+                for user in list(node.users):
+                    if user in order and (user not in self.demand.packed or user in self.demand.regions):
+                        self._exit(exits, node, user, output, index)
+        editor.sort()
+        closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}
+        return Ragged(index, frozenset(node.name for node in closed))
+
+    def _exit(self, exits: Exits, node: fx.Node, user: fx.Node, output: fx.Node, index: PackedIndex) -> None:
+        if user is not output or self.output_read is TRUE:
+            exits.rewrite(node, user)
+            return
+        editor = self.context.editor
+        dense = exits.packer.unpacked(node, False if node.meta["val"].dtype == torch.bool else 0)
+        if not implies(self.pull.ranges, self.demand.kept.mask, self.output_read):
+            mask = self._dense_mask(self.output_read, index)
+            shaped = exits.packer.arrange_back(self._with_rest(mask, node), node, [self.layout.batch, self.layout.sequence])
+            dense = editor.call(aten.where.ScalarOther, shaped, dense, 0)
+        editor.set_argument(output, node, dense)
+
+    def _with_rest(self, mask: fx.Node, node: fx.Node) -> fx.Node:
+        for _ in self.layout.rest(node):
+            mask = self.context.editor.call(aten.unsqueeze.default, mask, -1)
+        sizes = [-1, -1, *(self._rest_size(node, p, d) for p, d in self.layout.rest(node))]
+        expanded: fx.Node = self.context.editor.call(aten.expand.default, mask, sizes)
+        return expanded
+
+    def _rest_size(self, node: fx.Node, position: int, atoms: tuple[Atom, ...]) -> Any:
+        product: Any = 1
+        for atom in atoms:
+            product = product * atom.size
+        return self.context.editor.symbol_of(product)
+
+    def _device(self) -> torch.device:
+        device: torch.device = self.witness.meta["val"].device
+        return device
+
+    def _dense_mask(self, places: Expr, index: PackedIndex | None = None) -> fx.Node:
+        """bool [B, N]."""
+        editor = self.context.editor
+        batch_size = editor.symbol_of(self.layout.batch.size)
+        length = editor.symbol_of(self.layout.sequence.size)
+        emit = PlaceEmitter(editor, self.pull, {"b": (batch_size, 0), "n": (length, 1)}, self._device())
+        for name, (kind, mask) in self.demand.kept.closures.items():
+            full = editor.call(aten.expand.default, emit.tensor(mask), [batch_size, length])
+            if kind == "suffix":
+                emit.given[name] = editor.call(torch.ops.gr.suffix_any.default, full)
+            else:
+                emit.given[name] = editor.call(aten.any.dim, full, 1, True)
+        expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
+        return expanded
+
+    def _index(self, context: PassContext, options: EliminatePadding) -> PackedIndex:
+        editor = context.editor
+        mask = self._dense_mask(self.demand.kept.mask)
+        flat = editor.call(aten.reshape.default, editor.call(aten.nonzero.default, editor.call(aten.reshape.default, mask, [-1])), [-1])
+        length = editor.symbol_of(self.layout.sequence.size)
+        counts = editor.call(aten.sum.dim_IntList, mask, [1])
+        offsets = editor.call(
+            aten.constant_pad_nd.default, editor.call(aten.cumsum.default, counts, 0), [1, 0]
+        )
+        batch = editor.call(aten.div.Tensor_mode, flat, length, rounding_mode="floor")
+        position = editor.call(aten.sub.Tensor, flat, editor.call(aten.mul.Tensor, batch, length))
+        return PackedIndex(mask, flat, batch, position, offsets, editor.symbol_of(self.layout.batch.size), length)
+
+
