@@ -47,12 +47,16 @@ _ROUNDS = 6
 
 @dataclass(frozen=True)
 class Read:
-    """`user` reads `node` at the places `where` (over b and n); `what` says so in words."""
+    """`user` reads `node` at the places `where` (over b and n); `what` says so in words.
+
+    `rows`: the reader takes packed rows as they are, so a row must be there even where its content is known.
+    """
 
     node: fx.Node
     user: fx.Node
     where: Expr
     what: str
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,19 @@ class DemandAnalysis:
             removed.update(unbounded)
             self.packed -= set(unbounded)
 
+    def rows_are_kept(self, node: fx.Node, user: fx.Node) -> bool:
+        """Every row that `user` reads of `node` is among the packed ones."""
+        read = self._read(node, user)
+        return read.rows and implies(self.pull.ranges, and_(read.where, *self._closure_facts()), self.kept.mask)
+
+    def _closure_facts(self) -> list[Expr]:
+        """A closure holds what it closes."""
+        here = (index("b"), index("n"))
+        return [
+            or_(not_(mask), load(name, here if kind == "suffix" else here[:1], "b"))
+            for name, (kind, mask) in self.kept.closures.items()
+        ]
+
     def _packable(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or self.pull.closed(node):
@@ -148,8 +165,13 @@ class DemandAnalysis:
         return region is not None and region.batch_atom is self.layout.batch and region.query_atom is self.layout.sequence
 
     def _needed(self, read: Read) -> Expr:
+        if read.rows and self._bounded(read.where) is not TRUE:
+            return read.where
         pad = self.pads.of(read.node)
-        needed = and_(read.where, pad.support) if pad.known else read.where
+        return self._bounded(and_(read.where, pad.support) if pad.known else read.where)
+
+    def _bounded(self, needed: Expr) -> Expr:
+        """The places where they can be computed and are not all of them, else TRUE."""
         if needed is TRUE or needed.free - {"b", "n"} or not self._computable(needed):
             return TRUE
         return TRUE if implies(self.pull.ranges, TRUE, needed) else needed
@@ -169,9 +191,7 @@ class DemandAnalysis:
     def _reads(self, node: fx.Node) -> list[Read]:
         found = []
         for user in node.users:
-            if user in self.packed and user not in self.regions:
-                continue
-            if user.target in SHAPE_ONLY:
+            if not self.is_exit(user) or user.target in SHAPE_ONLY:
                 continue
             if user in self._interior or user in self.regions:
                 found += self._region_reads(node, user)
@@ -179,16 +199,25 @@ class DemandAnalysis:
                 found.append(self._read(node, user))
         return found
 
+    def is_exit(self, user: fx.Node) -> bool:
+        """Whether `user` reads the dense form of a packed operand."""
+        return (user not in self.packed or user in self.regions) and not self._only_packed_items(user)
+
+    def _only_packed_items(self, user: fx.Node) -> bool:
+        """An operator with several outputs, all of which are packed."""
+        several = isinstance(user.meta.get("val"), (tuple, list))
+        return several and bool(user.users) and all(item in self.packed for item in user.users)
+
     def _read(self, node: fx.Node, user: fx.Node) -> Read:
         if user.op == "output":
             return Read(node, user, self.output_read, "an output")
         if user.target is CROSS_ENTROPY:
-            return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets")
+            return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets", True)
         if user.target in VIEW_RULES:
-            return Read(node, user, self._indexed_read(node, user), f"{user.target}")
+            return Read(node, user, self._indexed_read(node, user), f"{user.target}", True)
         mask = boolean_index(user)
         if mask is not None:
-            return Read(node, user, self._mask_read(node, mask), "an index by a mask")
+            return Read(node, user, self._mask_read(node, mask), "an index by a mask", True)
         return Read(node, user, TRUE, f"{user.target}")
 
     def _loss_read(self, node: fx.Node, user: fx.Node) -> Expr:

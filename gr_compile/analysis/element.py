@@ -223,7 +223,7 @@ class Elements:
             if not isinstance(value, torch.Tensor):
                 return not isinstance(value, torch.SymFloat)
             return not value.dtype.is_floating_point or not value.requires_grad or node in self.constants.tensors
-        if node.op != "call_function" or not (self._rule(node)[0] or not isinstance(value, torch.Tensor)):
+        if node.op != "call_function" or _is_random(node):
             return False
         from gr_compile.analysis.contraction import is_contraction
 
@@ -265,6 +265,10 @@ def at_least_zero(value: Expr, ranges: Ranges) -> Expr:
     if ranges.ge0(value):
         return TRUE
     return FALSE if ranges.ge0(sub(const(-1), value)) else ge0(value)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _name(node: fx.Node) -> str:

@@ -6,6 +6,7 @@ Import these names from `gr_compile.analysis.expr`, which adds arithmetic to the
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, NoReturn, TypeAlias
@@ -65,6 +66,7 @@ class Expr:
 
 Key: TypeAlias = tuple[Any, ...]
 _NODES: WeakValueDictionary[Key, Expr] = WeakValueDictionary()
+_RECENT: deque[Expr] = deque(maxlen=1 << 16)  # keeps intermediate results alive for a while
 _LOCK = threading.Lock()
 
 
@@ -72,8 +74,8 @@ def make(op: str, args: tuple[Any, ...] = (), dtype: str = "i") -> Expr:
     """The node `op(args)`, without any simplification.
 
     Shapes of args: const (value,), index/size (name,), load (name, (index, ...)),
-    poly ((monomial, coefficient), ...), ge0/eq0 (polynomial,), compare ("lt" | "le" | "eq", a, b), and (a, b, ...),
-    not (a,), where (condition, a, b), cast (a,), sm () for the softmax value inside a post program,
+    poly ((monomial, coefficient), ...), ge0/eq0 (polynomial,), compare ("lt" | "le" | "eq", a, b),
+    and (a, b, ...), not (a,), where (condition, a, b), cast (a,), sm () for the softmax value inside a post program,
     dot (query, key), dropout (x, const p); the names in `UNARY` and `BINARY` take one and two operands.
     """
     if op == "const":
@@ -86,6 +88,7 @@ def make(op: str, args: tuple[Any, ...] = (), dtype: str = "i") -> Expr:
         if node is None:
             node = _new(op, args, dtype)
             _NODES[lookup] = node
+            _RECENT.append(node)
     return node
 
 

@@ -1,7 +1,7 @@
-"""Pointwise operations on expressions: comparisons, where, casts and float arithmetic, simplified bit-exactly.
+"""Pointwise operations on expressions: comparisons, where, casts, arithmetic; simplified bit-exactly.
 
-Constants are folded by torch's own arithmetic, and operations go inside a choice that has a constant arm, so that
-`1 - mask`, `mask * -1e4` and `masked_fill` take one form. Nothing is re-associated.
+Constants are folded by torch's own arithmetic, and operations go inside a choice that has a constant arm, so
+that `1 - mask`, `mask * -1e4` and `masked_fill` take one form. Nothing is re-associated.
 Import these names from `gr_compile.analysis.expr`.
 """
 
@@ -327,7 +327,7 @@ def _fold(op: str, left: Expr, right: Expr) -> Expr:
 
 
 def clamp(value: Expr, lo: Expr | None, hi: Expr | None) -> Expr:
-    """torch.clamp: unlike maximum and minimum, its gradient at a bound is 1 (floats are written as choices)."""
+    """torch.clamp; unlike maximum and minimum, its gradient at a bound is 1, so floats become choices."""
     dtype = value.dtype
     if lo is not None:
         below_lo = compare("lt", value, lo)

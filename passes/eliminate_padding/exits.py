@@ -40,10 +40,12 @@ class Exits:
         if user.target in SHAPE_ONLY:
             return self._size(user)
         with self.editor.at(like=user):
-            if user.target is CROSS_ENTROPY:
-                return self._loss(user)
             if user.target in _SUMS:
                 return self._sum(node, user)
+            if not self.demand.rows_are_kept(node, user):
+                return None
+            if user.target is CROSS_ENTROPY:
+                return self._loss(user)
             mask = boolean_index(user)
             if mask is not None and self.layout.of(mask) is Layout.TOKENS:
                 return self._select_by_mask(node, mask)

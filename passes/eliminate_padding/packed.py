@@ -167,7 +167,7 @@ class Packer:
         rule: Callable[[fx.Node, Any], fx.Node] = getattr(self, "_" + type(kind).__name__.lower())
         return rule(node, kind)
 
-    def _call(self, node: fx.Node, **changed: Any) -> fx.Node:
+    def _call(self, node: fx.Node, /, **changed: Any) -> fx.Node:
         """The node's own operator with some arguments, named as in its schema, replaced."""
         schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
         args, kwargs = list(node.args), dict(node.kwargs)

@@ -190,7 +190,7 @@ class _Attempt:
                 packer.packed(node)
             for node in sorted(self.demand.packed, key=order.__getitem__):
                 for user in list(node.users):
-                    if user in order and (user not in self.demand.packed or user in self.demand.regions):
+                    if user in order and self.demand.is_exit(user):
                         self._exit(exits, node, user, output, index)
         editor.sort()
         closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}

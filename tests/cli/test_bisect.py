@@ -47,12 +47,12 @@ def invoke(*arguments):
 
 
 def test_finds_the_rewrite(script, tmp_path):
-    done = invoke("--json", tmp_path / "out.json", script, "5", "4")
+    done = invoke("--json", tmp_path / "out.json", script, "3", "2")
     assert done.exit_code == 0, done.output
-    assert "the first bad rewrite is number 4 of 5: rewrite 4" in done.output
-    assert "model.py:3 in forward: x = 1" in done.output and "GR_COMPILE_LIMIT=4" in done.output
+    assert "the first bad rewrite is number 2 of 3: rewrite 2" in done.output
+    assert "model.py:1 in forward: x = 1" in done.output and "GR_COMPILE_LIMIT=2" in done.output
     data = json.loads((tmp_path / "out.json").read_text())
-    assert data["rewrite"]["number"] == 4 and data["total"] == 5 and data["rewrite"]["where"]["line"] == 3
+    assert data["rewrite"]["number"] == 2 and data["total"] == 3 and data["rewrite"]["where"]["line"] == 1
     assert [run["limit"] for run in data["runs"]][:2] == [None, 0]
     assert set(data["runs"][0]) == {"limit", "good", "exit_code", "rewrites"}
 

@@ -1,10 +1,12 @@
 """`gr-compile data`: what it shows, what it writes, how it fails."""
 
 import json
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from gr_compile.cli.__main__ import main
 
 COLUMNS = "userId,movieId,rating,timestamp"
 EVENTS = [
@@ -12,9 +14,18 @@ EVENTS = [
 ]
 
 
-def gr_compile(*arguments):
-    code = "from gr_compile.cli.__main__ import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+@pytest.fixture
+def gr_compile(monkeypatch, capsys):
+    """Runs the command line in this process, as `main` does it."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gr-compile", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    return call
 
 
 @pytest.fixture
@@ -24,7 +35,7 @@ def ratings(tmp_path):
     return path
 
 
-def test_shows_and_writes_what_is_in_a_dataset(tmp_path, ratings):
+def test_shows_and_writes_what_is_in_a_dataset(gr_compile, tmp_path, ratings):
     target = tmp_path / "data.json"
     done = gr_compile("data", "movielens", "--path", ratings, "--max-seq-len", 5, "--json", target)
     assert done.returncode == 0, done.stderr
@@ -59,24 +70,24 @@ def test_sizes_of_splits_are_those_of_the_batches(ratings):
         (("synthetic", "--json", "no/such/folder/x.json"), "no file can be written there"),
     ],
 )
-def test_failures_are_one_line_and_an_exit_code(arguments, complaint):
+def test_failures_are_one_line_and_an_exit_code(gr_compile, arguments, complaint):
     done = gr_compile("data", *arguments)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and complaint in last and "Traceback" not in done.stderr
 
 
-def test_debug_shows_the_traceback():
+def test_debug_shows_the_traceback(gr_compile):
     done = gr_compile("data", "kuairand", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-def test_wrong_usage_is_exit_code_two():
+def test_wrong_usage_is_exit_code_two(gr_compile):
     assert gr_compile("data", "--no-such-option").returncode == 2
     assert gr_compile("no-such-command").returncode == 2
 
 
-def test_help_names_every_command():
+def test_help_names_every_command(gr_compile):
     done = gr_compile("--help")
     assert done.returncode == 0
     for command in ("demo", "train", "data", "explain", "bisect", "diff", "passes"):

@@ -1,10 +1,12 @@
 """`gr-compile train`: trains, writes its fields, resumes, and says what is wrong with its arguments."""
 
 import json
-import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from gr_compile.cli.__main__ import main
 
 SMALL = (
     *("--data", "synthetic", "--users", 24, "--items", 30, "--median-length", 8, "--max-length", 12),
@@ -12,12 +14,21 @@ SMALL = (
 )
 
 
-def gr_compile(*arguments):
-    code = "from gr_compile.cli.__main__ import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+@pytest.fixture
+def gr_compile(monkeypatch, capsys):
+    """Runs the command line in this process, as `main` does it."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gr-compile", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=captured.out, stderr=captured.err)
+
+    return call
 
 
-def run(tmp_path, *arguments):
+def run(gr_compile, tmp_path, *arguments):
     target = tmp_path / "result.json"
     done = gr_compile("train", *SMALL, *arguments, "--json", target)
     assert done.returncode == 0, done.stderr
@@ -28,8 +39,8 @@ def losses(found):
     return [record["loss"] for record in found["run"]["epochs"]]
 
 
-def test_writes_its_fields_and_resumes_exactly(tmp_path):
-    whole, done = run(tmp_path, "--run", "eager", "--epochs", 2)
+def test_writes_its_fields_and_resumes_exactly(gr_compile, tmp_path):
+    whole, done = run(gr_compile, tmp_path, "--run", "eager", "--epochs", 2)
     assert "epoch 2" in done.stderr and "NDCG@10" in done.stdout
     assert whole["kind"] == "eager" and whole["settings"]["training"]["batch_size"] == 8
     assert set(whole["run"]) == {
@@ -38,19 +49,23 @@ def test_writes_its_fields_and_resumes_exactly(tmp_path):
     }  # fmt: skip
     assert whole["run"]["speed"]["mfu"] > 0 and whole["run"]["speed"]["steps"] == 6
     checkpoint = tmp_path / "run.pt"
-    run(tmp_path, "--run", "eager", "--epochs", 2, "--max-steps", 2, "--checkpoint", checkpoint)
-    resumed, done = run(tmp_path, "--run", "eager", "--epochs", 2, "--checkpoint", checkpoint, "--resume")
+    run(gr_compile, tmp_path, "--run", "eager", "--epochs", 2, "--max-steps", 2, "--checkpoint", checkpoint)
+    resumed, done = run(
+        gr_compile, tmp_path, "--run", "eager", "--epochs", 2, "--checkpoint", checkpoint, "--resume"
+    )
     assert "resumed at epoch 1, batch 3, step 3" in done.stderr
     assert losses(resumed) == losses(whole)
     assert resumed["run"]["test"] == whole["run"]["test"]
 
 
-def test_the_optimised_run_follows_the_eager_one_and_continues_its_checkpoint(tmp_path):
+def test_the_optimised_run_follows_the_eager_one_and_continues_its_checkpoint(gr_compile, tmp_path):
     checkpoint = tmp_path / "run.pt"
     common = ("--dropout", 0, "--epochs", 2, "--checkpoint", checkpoint)
-    eager, _ = run(tmp_path, "--run", "eager", *common)
-    run(tmp_path, "--run", "eager", *common, "--max-steps", 2)
-    fast, _ = run(tmp_path, "--run", "optimized", *common, "--resume", "--dump", tmp_path / "dump")
+    eager, _ = run(gr_compile, tmp_path, "--run", "eager", *common)
+    run(gr_compile, tmp_path, "--run", "eager", *common, "--max-steps", 2)
+    fast, _ = run(
+        gr_compile, tmp_path, "--run", "optimized", *common, "--resume", "--dump", tmp_path / "dump"
+    )
     assert losses(fast) == pytest.approx(losses(eager), rel=1e-3)
     assert fast["passes"] and all(row["error"] == "" for row in fast["passes"])
     assert fast["dumps"] and all((tmp_path / "dump") in (tmp_path / d).parents for d in fast["dumps"])
@@ -66,7 +81,7 @@ def test_the_optimised_run_follows_the_eager_one_and_continues_its_checkpoint(tm
         (("--run", "eager", "--resume", "--checkpoint", "gone.pt"), "there is no such checkpoint"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_an_exit_code(arguments, complaint):
+def test_wrong_arguments_are_one_line_and_an_exit_code(gr_compile, arguments, complaint):
     done = gr_compile("train", *SMALL, *arguments)
     assert done.returncode == 1
     assert complaint in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr

@@ -138,11 +138,11 @@ class Run:
         hook(event)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run() -> type[Run]:
     return Run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def padded_inputs() -> Callable[..., list[torch.Tensor]]:
     return example_inputs

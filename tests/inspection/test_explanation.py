@@ -24,7 +24,8 @@ def report() -> GraphReport:
     return GraphReport(
         "HSTU", "0_0", 1, "inductor", "eliminate-padding{mode=bucket}", [record],
         graph_breaks=[Miss("print() is called", where=WHERE)], captured_nodes=388,
-        capture_milliseconds=1400.0, target_milliseconds=2000.0, training=True, facts={"places kept": "37 %"}, dump="dumps/HSTU/0_0",
+        capture_milliseconds=1400.0, target_milliseconds=2000.0, training=True,
+        facts={"places kept": "37 %"}, dump="dumps/HSTU/0_0",
     )  # fmt: skip
 
 
