@@ -18,8 +18,11 @@ from gr_compile.capture import CannotCapture, capture
 from gr_compile.config import Config, ConfigError
 from gr_compile.constants import Constants, ContentGuard
 from gr_compile.editor import GraphEditor
-from gr_compile.graph_pass import GraphReport, Miss, StageEvent
-from gr_compile.pipeline import Hook, PassContext, Pipeline, run_pipeline
+from gr_compile.graph_pass import GraphReport, Miss, Pass, StageEvent
+from gr_compile.inspection.dump import Dumper
+from gr_compile.inspection.inputs import record_inputs
+from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
+from gr_compile.numerics import NumericsCheck
 from gr_compile.verify import VerificationError, verify_shapes
 
 log = logging.getLogger("gr_compile")
@@ -33,13 +36,14 @@ class Session:
         reports: one for each graph compiled so far.
         distrusted: sources of buffers whose content changed after it was classified.
         stale: a guard failed; the next call compiles anew.
-        hooks: called after capture, after every pass and at the end.
+        hooks: called after capture, after every pass and at the end; `dumper` is one of them.
     """
 
     config: Config
     pipeline: Pipeline
     hooks: Sequence[Hook] = ()
-    allow: Callable[[str], bool] = lambda what: True
+    dumper: Dumper | None = None
+    allow: Callable[..., bool] = lambda what, where=None: True
     reports: list[GraphReport] = field(default_factory=list)
     distrusted: set[str] = field(default_factory=set)
     stale: bool = False
@@ -65,8 +69,22 @@ class Backend:
         self.target = find_target(session.config.target)
 
     def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        report = self._new_report()
-        self.session.reports.append(report)
+        pipeline = self.session.pipeline
+        while True:
+            report = self._new_report(pipeline)
+            self.session.reports.append(report)
+            try:
+                return self._compile(graph_module, inputs, pipeline, report)
+            except PassError as error:
+                if self.session.config.strict or not _is_our_own(error.culprit):
+                    raise
+                report.passes_failed = str(error)
+                log.error("%s compiles without it: %s", report.model, error)
+                pipeline = Pipeline(tuple(p for p in pipeline.passes if p is not error.culprit))
+
+    def _compile(
+        self, graph_module: fx.GraphModule, inputs: list[Any], pipeline: Pipeline, report: GraphReport
+    ) -> Callable[..., Any]:
         start = time.perf_counter()
         try:
             captured = capture(graph_module)
@@ -75,27 +93,38 @@ class Backend:
         report.capture_milliseconds = (time.perf_counter() - start) * 1e3
         report.captured_nodes = sum(node.op == "call_function" for node in captured.graph.nodes)
         constants = Constants.of(captured, inputs, frozenset(self.session.distrusted))
-        self._optimise(captured, constants, report)
+        if self.session.dumper is not None:
+            record_inputs(captured, inputs, [node.name for node in constants.positions])
+        self._optimise(captured, inputs, constants, pipeline, report)
         start = time.perf_counter()
         with _without_autocast():
             compiled = self.target.compile(captured, inputs)
         report.target_milliseconds = (time.perf_counter() - start) * 1e3
+        if self.session.dumper is not None:
+            self.session.dumper.finish(report)
         guards = constants.guards()
         run = _WithoutAutocast(compiled) if _autocast_is_on() else compiled
         return GuardedGraph(run, graph_module, guards, self.session) if guards else run
 
-    def _optimise(self, captured: fx.GraphModule, constants: Constants, report: GraphReport) -> None:
+    def _optimise(
+        self, captured: fx.GraphModule, inputs: Sequence[Any], constants: Constants, pipeline: Pipeline,
+        report: GraphReport,
+    ) -> None:  # fmt: skip
         session = self.session
+        report.facts["padded_outputs"] = session.config.outputs_at_padding
         editor = GraphEditor(captured)
         context = PassContext(editor, session.config, constants, report, session.allow, self.target.supports)
         self._tell(StageEvent(0, "captured", captured, None, report))
-        run_pipeline(session.pipeline, captured, context, session.hooks)
+        hooks = [*session.hooks]
+        if session.config.verify == "numerics":
+            hooks.append(NumericsCheck(captured, inputs, session.config.outputs_at_padding))
+        run_pipeline(pipeline, captured, context, hooks)
         if session.config.verify != "off" and any(record.changed for record in report.passes):
             start = time.perf_counter()
             try:
                 verify_shapes(captured, editor, None)
             except VerificationError as error:
-                raise RuntimeError(f"the graph after {report.pipeline} does not verify: {error}") from error
+                raise PassError(f"the graph after {report.pipeline} does not verify: {error}") from error
             report.facts["verify_milliseconds"] = f"{(time.perf_counter() - start) * 1e3:.1f}"
         captured.recompile()
         self._tell(StageEvent(99, "final", captured, None, report))
@@ -104,7 +133,7 @@ class Backend:
         for hook in self.session.hooks:
             hook(event)
 
-    def _new_report(self) -> GraphReport:
+    def _new_report(self, pipeline: Pipeline) -> GraphReport:
         context = CompileContext.get() if CompileContext.try_get() is not None else None
         identity = context.compile_id if context is not None else None
         session = self.session
@@ -113,7 +142,7 @@ class Backend:
             compile_id=str(identity).replace("/", "_") if identity is not None else f"{len(session.reports)}",
             attempt=context.attempt if context is not None else 0,
             target=self.target.name,
-            pipeline=session.pipeline.text(),
+            pipeline=pipeline.text(),
             training=torch.is_grad_enabled(),
         )
 
@@ -126,6 +155,11 @@ class Backend:
             log.warning("%s: a region runs as torch.compile would run it: %s", report.model, report.not_captured)
         compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
         return compiled
+
+
+def _is_our_own(culprit: Pass | None) -> bool:
+    """A defect of our own pass must not stop a model that torch.compile can run; a user's own pass must say so."""
+    return culprit is not None and type(culprit).__module__.startswith("gr_compile.passes.")
 
 
 class GuardedGraph:

@@ -121,6 +121,9 @@ class GraphEditor:
                 waiting[user] -= 1
                 if waiting[user] == 0:
                     heapq.heappush(ready, (position[user], user.name, user))
+        if len(order) != len(position):
+            stuck = [node.name for node in position if waiting[node] > 0]
+            raise ValueError(f"the graph has a cycle among {', '.join(stuck[:8])}")
         if order != list(position):
             for node in order:
                 self.graph._root.prepend(node)
@@ -161,15 +164,21 @@ class GraphEditor:
         return self._symbol_expr(expr)
 
     def _symbol_expr(self, expr: Any) -> Any:
+        """Inputs first, then arithmetic on inputs, and only then sizes of computed values."""
         if expr.is_Integer:
             return int(expr)
-        found = self._find_size(expr)
+        found = self._find_size(expr, inputs_only=True)
         if found is not None:
             return found
-        if not expr.args:
+        if expr.args:
+            try:
+                return self._fold(expr, [self._symbol_expr(argument) for argument in expr.args])
+            except ValueError:
+                pass
+        found = self._find_size(expr, inputs_only=False)
+        if found is None:
             raise ValueError(f"no value in front of the insertion point has the size {expr}")
-        parts = [self._symbol_expr(argument) for argument in expr.args]
-        return self._fold(expr, parts)
+        return found
 
     def _fold(self, expr: Any, parts: list[Any]) -> Any:
         function = operator.add if expr.is_Add else operator.mul if expr.is_Mul else None
@@ -184,8 +193,8 @@ class GraphEditor:
             result = function(result, part) if plain else self.call(function, result, part)
         return result
 
-    def _find_size(self, expr: Any) -> fx.Node | None:
-        before = list(self._nodes_before())
+    def _find_size(self, expr: Any, *, inputs_only: bool) -> Any:
+        before = [node for node in self._nodes_before() if not inputs_only or node.op == "placeholder"]
         for node in before:
             value = node.meta.get("val")
             if isinstance(value, torch.SymInt) and value.node.expr == expr:

@@ -156,6 +156,7 @@ class GraphReport:
     target: str
     pipeline: str
     passes: list[PassRecord] = field(default_factory=list)
+    passes_failed: str = ""
     not_captured: Miss | None = None
     graph_breaks: list[Miss] = field(default_factory=list)
     captured_nodes: int = 0

@@ -18,8 +18,9 @@ from gr_compile.graph_pass import GraphReport, Pass
 from gr_compile.inspection.bisect import RewriteLimit
 from gr_compile.inspection.dump import Dumper, check_writable
 from gr_compile.inspection.explain import Explanation
-from gr_compile.inspection.logs import configure_logs
-from gr_compile.pipeline import Hook, Pipeline
+from gr_compile.inspection.logs import configure_logs, log_event
+from gr_compile.numerics import NumericsError
+from gr_compile.pipeline import Hook, PassError, Pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 _RECOMPILE_LIMIT = 64  # train, eval, no_grad, autocast, B = 1, N = 1 each take a graph; torch's own limit is 8
@@ -97,15 +98,15 @@ def _optimize(model: Any, options: dict[str, Any]) -> Any:
 def make_session(options: Mapping[str, Any], name: str) -> Session:
     """Check all options; nothing is compiled yet."""
     config = Config(**options, model=name)
-    hooks: list[Hook] = []
     folder = config.dump or Dumper.folder_from_environment()
     if folder is not None:
         check_writable(folder)
-        hooks.append(Dumper(folder))
+    dumper = Dumper(folder)
+    hooks: list[Hook] = [dumper, log_event]
     find_target(config.target)
     configure_logs()
     limit = RewriteLimit.from_environment()
-    return Session(config, Pipeline.parse(config.passes), hooks, limit.allow)
+    return Session(config, Pipeline.parse(config.passes), hooks, dumper if folder is not None else None, limit.allow)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -136,7 +137,12 @@ class Compiled:
         with torch._dynamo.config.patch(
             capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, recompile_limit=_RECOMPILE_LIMIT
         ):
-            return self._run(*args, **kwargs)
+            try:
+                return self._run(*args, **kwargs)
+            except torch._dynamo.exc.BackendCompilerFailed as failed:
+                if isinstance(failed.inner_exception, (PassError, NumericsError, ConfigError)):
+                    raise failed.inner_exception from None
+                raise
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

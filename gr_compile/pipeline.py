@@ -35,7 +35,11 @@ class PipelineError(ValueError):
 
 
 class PassError(RuntimeError):
-    """A pass failed. Says which, which ones ran before it, and what to do."""
+    """A pass failed. Says which, which ones ran before it, and what to do. `culprit`: the pass."""
+
+    def __init__(self, message: str, culprit: Pass | None = None) -> None:
+        super().__init__(message)
+        self.culprit = culprit
 
 
 @dataclass
@@ -46,7 +50,7 @@ class PassContext:
     config: Config
     constants: Constants
     report: GraphReport
-    allow: Callable[[str], bool] = lambda what: True
+    allow: Callable[..., bool] = lambda what, where=None: True
     supports: Callable[[str], bool] = lambda operator: True
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -227,15 +231,15 @@ def _run_one(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> 
     try:
         result = item.run(graph_module, context)
     except Exception as error:
-        raise PassError(f"{_ran(item, context)} raised {type(error).__name__}: {error}") from error
+        raise PassError(f"{_ran(item, context)} raised {type(error).__name__}: {error}", item) from error
     if not isinstance(result, PassResult):
-        raise PassError(f"{_ran(item, context)} returned {type(result).__name__}, not a PassResult")
+        raise PassError(f"{_ran(item, context)} returned {type(result).__name__}, not a PassResult", item)
     editor.eliminate_dead_code()
     elapsed = (time.perf_counter() - start) * 1e3
     changed = _structure(graph_module) != code_before
     if changed != result.changed:
         truth = "changed" if changed else "did not change"
-        raise PassError(f"{_ran(item, context)} says changed={result.changed}, but it {truth} the graph")
+        raise PassError(f"{_ran(item, context)} says changed={result.changed}, but it {truth} the graph", item)
     start = time.perf_counter()
     if changed:
         _verify(item, graph_module, context)
@@ -255,7 +259,7 @@ def _verify(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> N
     try:
         verify_shapes(graph_module, context.editor, touched)
     except VerificationError as error:
-        raise PassError(f"{_ran(item, context)} broke the graph: {error}") from error
+        raise PassError(f"{_ran(item, context)} broke the graph: {error}", item) from error
 
 
 def _ran(item: Pass, context: PassContext) -> str:

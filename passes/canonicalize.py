@@ -44,7 +44,7 @@ class Canonicalize(Pass):
             if node.op != "call_function":
                 continue
             name, replacement = self._rewrite(node, context.editor, seen)
-            if replacement is None or not context.allow(f"{name} {node.name}"):
+            if replacement is None or not context.allow(f"{name} {node.name}", node):
                 continue
             matches.append(Match(name, node))
             context.editor.replace(node, replacement)

@@ -1,22 +1,58 @@
-"""The fact that eliminate-padding leaves for later passes: one raggedness, its packed index, and what was proved of it."""
+"""Raggedness as graph nodes: the packed index of the places that are kept, and what was proved of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from gr_compile.passes.eliminate_padding.packed import PackedIndex
+import torch
+import torch.fx as fx
 
+from gr_compile.editor import GraphEditor
+
+aten = torch.ops.aten
 RAGGED_FACT = "ragged"
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """One packed index.
+class PackedIndex:
+    """The packed index of one raggedness.
 
     Attributes:
-        index: its nodes.
+        mask: bool [B, N], the places that are kept.
+        flat: int64 [T], b * N + n of each packed token, ascending.
+        batch_size, length: B and N, as nodes or numbers.
+    """
+
+    mask: fx.Node
+    flat: fx.Node
+    batch_size: Any
+    length: Any
+
+    def batch(self, editor: GraphEditor) -> fx.Node:
+        """int64 [T]: b of each packed token."""
+        made: fx.Node = editor.call(aten.div.Tensor_mode, self.flat, self.length, rounding_mode="floor")
+        return made
+
+    def position(self, editor: GraphEditor) -> fx.Node:
+        """int64 [T]: n of each packed token."""
+        made: fx.Node = editor.call(aten.remainder.Scalar, self.flat, self.length)
+        return made
+
+    def offsets(self, editor: GraphEditor) -> fx.Node:
+        """int64 [B + 1]: where each sequence begins."""
+        counts = editor.call(aten.sum.dim_IntList, self.mask, [1])
+        ends = editor.call(aten.cumsum.default, counts, 0)
+        made: fx.Node = editor.call(aten.constant_pad_nd.default, ends, [1, 0])
+        return made
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """What eliminate-padding leaves for later passes.
+
+    Attributes:
+        index: the packed index.
         closed: names of attention contractions of which it is proved that a kept query reads only kept keys, and
             that a query which sees no key has all its keys kept.
     """

@@ -107,7 +107,16 @@ class DimensionProvenance:
                 self._unify(a, c)
             self._unify(key[-2], values[-2])
             return [*query[:-1], values[-1]]
+        if node.target is torch.ops.aten.cross_entropy_loss.default:
+            self._align_targets(node)
         return self._fresh_dims(value)
+
+    def _align_targets(self, node: fx.Node) -> None:
+        """Classes are dimension 1 of logits; all others run with the targets'."""
+        logits, targets = (self._dims[n] for n in node.args[:2])  # type: ignore[index]
+        if len(logits) == len(targets) + 1:
+            for a, b in zip((logits[0], *logits[2:]), targets):
+                self._unify(a, b)
 
     def _pointwise(self, node: fx.Node, value: torch.Tensor, kind: ops.Pointwise) -> list[Dim]:
         return self._broadcast([self._dims[n] for n in ops.tensor_operands(node)], value)

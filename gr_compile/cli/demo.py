@@ -58,9 +58,11 @@ def demo(
     makes data up, and says so. Takes under 4 minutes on 2 cores.
     """
     check_json_path(json_file)
+    from gr_compile.inspection.dump import check_writable
     from gr_compile.training.models import ModelSettings
     from gr_compile.training.settings import TrainSettings
 
+    check_writable(dump)
     start = time.perf_counter()
     output = Output()
     model = ModelSettings("hstu", dropout=0.0)

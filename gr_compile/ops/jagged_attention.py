@@ -131,7 +131,7 @@ def _check_leaves(program: ScoreProgram, leaves: Sequence[Tensor]) -> dict[str, 
         lambda: f"{_NAME}: {len(leaves)} leaves for the program's {list(program.leaves)}",
     )
     named = dict(zip(program.leaves, leaves))
-    for name, (rank, dtype) in program.leaf_types().items():
+    for name, (rank, dtype) in program.leaf_types.items():
         _check_leaf(name, named[name], rank, dtype)
     return named
 
@@ -217,7 +217,8 @@ def _derivative(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad, q, k, v, leaves, *rows, ctx.heads, ctx.sizes, seed, ctx.program, needs
     )
     given = [x if need else None for x, need in zip(grads, needs)]
-    return (*given[:3], given[3:], *[None] * 8)
+    no_sizes: list[None] | None = None if ctx.sizes else []  # torch wants an empty list for an empty list
+    return (*given[:3], given[3:], *[None] * 5, no_sizes, None, None)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> NoReturn:

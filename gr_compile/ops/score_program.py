@@ -91,17 +91,17 @@ class ScoreProgram:
         found = {name: getattr(self, name) for name in _EXPRESSIONS}
         return {name: expr for name, expr in found.items() if expr is not None}
 
-    @property
+    @functools.cached_property
     def product(self) -> Expr | None:
         """The leaf "s", or None when the program reads no queries and keys."""
         return next((node for node in self._nodes() if node.op == "s"), None)
 
-    @property
+    @functools.cached_property
     def softmax(self) -> Expr | None:
         """The leaf "sm", or None for a pointwise program."""
         return None if self.post is None else next(node for node in walk(self.post) if node.op == "sm")
 
-    @property
+    @functools.cached_property
     def has_dropout(self) -> bool:
         """Whether the operator needs a seed."""
         return any(node.op == "dropout" for node in self._nodes())
@@ -110,6 +110,7 @@ class ScoreProgram:
         """Every distinct load, operands before users."""
         return tuple(node for node in walk(*self.expressions().values()) if node.op == "load")
 
+    @functools.cached_property
     def leaf_types(self) -> dict[str, tuple[int, str]]:
         """Rank and dtype of each leaf that is loaded."""
         return {node.args[0]: (len(node.args[1]), node.dtype) for node in self.loads()}

@@ -82,6 +82,7 @@ class Trainer:
         self.clock = StepClock(case.cost)
         self.memory = PeakMemory(settings.device)
         self._peak_memory = 0
+        self._warm_steps = 0
         self._evaluate_seconds = 0.0
 
     def resume(self) -> None:
@@ -99,6 +100,7 @@ class Trainer:
         start = time.perf_counter()
         with deterministic_torch(self.settings.deterministic):
             batches = self._batches("train", shuffle=True)
+            self._warm_steps = self._steps_before_measuring(len(batches))
             while self.progress.epoch < self.settings.epochs and not self._finished():
                 self._epoch(batches)
             train_seconds = time.perf_counter() - start - self._evaluate_seconds
@@ -145,12 +147,8 @@ class Trainer:
         settings, progress = self.settings, self.progress
         self._mode(training=True)
         start = time.perf_counter()
-        measured = progress.epoch == 1  # by then everything that compiles has compiled
-        if measured:
-            self.memory.start()
         for group in self._groups(batches):
-            if settings.epochs == 1 and len(self.clock.seconds) == min(3, len(batches) // 2):
-                measured = True
+            if len(self.clock.seconds) == self._warm_steps:
                 self.memory.start()
             self._step(group)
             mean = progress.loss_sum / progress.target_sum
@@ -159,12 +157,19 @@ class Trainer:
                 break
             if settings.checkpoint_every and progress.steps % settings.checkpoint_every == 0:
                 self.save()
-        if measured:
+        if len(self.clock.seconds) > self._warm_steps and not self._peak_memory:
             self._peak_memory = self.memory.read()
         if progress.batch < len(batches):
             self.save()
             return
         self._close_epoch(time.perf_counter() - start)
+
+    def _steps_before_measuring(self, batches: int) -> int:
+        """Steps by which everything that compiles has compiled: an epoch, or 3 in a run that is shorter."""
+        steps = -(-batches // self.settings.accumulate)
+        if self.settings.epochs - self.progress.epoch > 1 and not self.settings.max_steps:
+            return steps
+        return min(3, steps // 2, max(self.settings.max_steps - 1, 0) if self.settings.max_steps else steps)
 
     def _close_epoch(self, seconds: float) -> None:
         progress = self.progress

@@ -97,7 +97,7 @@ class Exits:
         if places == {self.layout.batch, self.layout.sequence}:
             total = self.editor.call(aten.sum.dim_IntList, packed, [0], True)
         elif places == {self.layout.sequence}:
-            total = self.editor.call(torch.ops.gr.segment_sum.default, packed, self.packer.index.offsets)
+            total = self.editor.call(torch.ops.gr.segment_sum.default, packed, self.packer.index.offsets(self.editor))
         else:
             return None
         return self._shaped_sum(node, user, kind, total)

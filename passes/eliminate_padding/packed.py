@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,29 +13,9 @@ from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.editor import GraphEditor
+from gr_compile.passes.ragged import PackedIndex
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class PackedIndex:
-    """The packed index of one raggedness, as nodes.
-
-    Attributes:
-        mask: bool [B, N], the places that are kept.
-        flat: int64 [T], b * N + n of each packed token, ascending.
-        batch, position: int64 [T], b and n of each packed token.
-        offsets: int64 [B + 1], where each sequence begins.
-        batch_size, length: B and N.
-    """
-
-    mask: fx.Node
-    flat: fx.Node
-    batch: fx.Node
-    position: fx.Node
-    offsets: fx.Node
-    batch_size: Any
-    length: Any
 
 
 class Packer:
@@ -126,9 +105,9 @@ class Packer:
         if layout is Layout.TOKENS:
             value, first = self.packed(operand), [self.layout.batch, self.layout.sequence]
         elif layout is Layout.SEQUENCE:
-            value, first = self._at_tokens(operand, self.layout.batch, self.index.batch), [self.layout.batch]
+            value, first = self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)), [self.layout.batch]
         elif layout is Layout.POSITION:
-            value, first = self._at_tokens(operand, self.layout.sequence, self.index.position), [self.layout.sequence]
+            value, first = self._at_tokens(operand, self.layout.sequence, self.index.position(self.editor)), [self.layout.sequence]
         else:
             value, first = operand, []
         return self._fit(value, operand, node, first)

@@ -22,8 +22,8 @@ from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.passes.eliminate_padding.declared import declared_places, detected_places
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
-from gr_compile.passes.eliminate_padding.packed import PackedIndex, Packer
-from gr_compile.passes.ragged import RAGGED_FACT, Ragged
+from gr_compile.passes.eliminate_padding.packed import Packer
+from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
@@ -146,10 +146,10 @@ class _Attempt:
         if declined is not None:
             return None, [*misses, declined]
         what = f"packed tokens of {self.witness.name}"
-        if not context.allow(what):
+        if not context.allow(what, self.witness):
             return None, misses
         tokens = sum(1 for node in self.demand.packed if kind_of(node) is not None)
-        ragged = self._rewrite(context, options)
+        ragged = self._rewrite(context)
         context.facts.setdefault(RAGGED_FACT, []).append(ragged)
         places = "; ".join(self.demand.kept.terms)
         context.report.facts[f"places kept ({self.witness.name})"] = places
@@ -177,12 +177,12 @@ class _Attempt:
         )
 
     # --------------------------------------------------------------------------------------------- rewriting
-    def _rewrite(self, context: PassContext, options: EliminatePadding) -> Ragged:
+    def _rewrite(self, context: PassContext) -> Ragged:
         editor = context.editor
         output = next(iter(self.graph_module.graph.find_nodes(op="output")))
         order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
         with editor.at(before=output, like=self.witness):
-            index = self._index(context, options)
+            index = self._index()
             packer = Packer(editor, self.layout, self.demand.packed, index)
             axes = {"b": (index.batch_size, 0)}
             exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()))
@@ -240,17 +240,10 @@ class _Attempt:
         expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
         return expanded
 
-    def _index(self, context: PassContext, options: EliminatePadding) -> PackedIndex:
-        editor = context.editor
+    def _index(self) -> PackedIndex:
+        editor = self.context.editor
         mask = self._dense_mask(self.demand.kept.mask)
-        flat = editor.call(aten.reshape.default, editor.call(aten.nonzero.default, editor.call(aten.reshape.default, mask, [-1])), [-1])
-        length = editor.symbol_of(self.layout.sequence.size)
-        counts = editor.call(aten.sum.dim_IntList, mask, [1])
-        offsets = editor.call(
-            aten.constant_pad_nd.default, editor.call(aten.cumsum.default, counts, 0), [1, 0]
-        )
-        batch = editor.call(aten.div.Tensor_mode, flat, length, rounding_mode="floor")
-        position = editor.call(aten.sub.Tensor, flat, editor.call(aten.mul.Tensor, batch, length))
-        return PackedIndex(mask, flat, batch, position, offsets, editor.symbol_of(self.layout.batch.size), length)
-
-
+        places = editor.call(aten.nonzero.default, editor.call(aten.reshape.default, mask, [-1]))
+        flat = editor.call(aten.reshape.default, places, [-1])
+        batch_size, length = (editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence))
+        return PackedIndex(mask, flat, batch_size, length)

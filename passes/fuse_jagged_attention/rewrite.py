@@ -54,7 +54,7 @@ class FuseJaggedAttention(Pass):
                 misses.append(Miss(f"not fused: {blocked.reason}", blocked.node or region.node))
                 continue
             what = f"attention {region.node.name}"
-            if context.allow(what):
+            if context.allow(what, region.node):
                 matches.append(Match(what, region.node, detail=program))
                 fuser.rewrite()
         context.editor.sort()
@@ -127,8 +127,8 @@ class _Fuser:
 
     def _jagged_side(self) -> Side:
         assert self.ragged is not None
-        index_nodes = self.ragged.index
-        return Side(index_nodes.offsets, index_nodes.position, index_nodes.flat)
+        packed = self.ragged.index
+        return Side(packed.offsets(self.editor), packed.position(self.editor), packed.flat)
 
     def _dense_side(self, place: str) -> Side:
         editor, device = self.editor, self.region.node.meta["val"].device

@@ -94,3 +94,14 @@ def test_every_field_of_the_comparison_is_shown(capsys):
         "dump: dumps",
     ):
         assert text in shown
+
+
+def test_an_unwritable_dump_folder_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    from gr_compile.cli.__main__ import main
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["gr-compile", "demo", "--dump", str(tmp_path / "file" / "dump")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "cannot write there" in capsys.readouterr().err

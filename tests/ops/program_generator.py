@@ -1,8 +1,8 @@
 """Random score programs, each with its dense form: the same computation in plain torch on padded tensors.
 
 `generate(seed)` makes a program, its operands, and O computed densely while the program was written: every
-`Term` carries an expression and the tensor [B, H, N, M] that it stands for, made by torch, not by evaluating the
-expression. So a kernel is held against torch and its autograd, in the dtype of the case.
+`Term` carries an expression and the tensor [B, H, N, M] that it stands for, made by torch, not by evaluating
+the expression. So a kernel is held against torch and its autograd, in the dtype of the case.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ class Generator:
         """A random integer of one or both sides."""
         n, m = self.length, self.keys
         i, j = (Term(index(x), self.axis[x], 0, e - 1) for x, e in (("i", n), ("j", m)))
-        kind = self.random.choice(["j-i", "j-i", "i+j", "2j-3i", "columns", "times", "abs", "min", "bh", "mod"])
+        kind = self.random.choice(
+            ["j-i", "j-i", "i+j", "2j-3i", "columns", "times", "abs", "min", "bh", "mod"]
+        )
         if kind == "i+j":
             return Term(E.add(i.expr, j.expr), i.dense + j.dense, 0, n + m)
         if kind == "2j-3i":
@@ -294,7 +296,8 @@ class Generator:
             k_head=shared if group_k else index("h"), v_head=shared if group_v else index("h"), **program,
         )  # fmt: skip
         return Case(
-            seed=self.seed, program=program, q=q if with_product else None, k=k if with_product else None, v=v,
+            seed=self.seed, program=program,
+            q=q if with_product else None, k=k if with_product else None, v=v,
             leaves=list(self.leaves.values()), query=self.query, key=self.key, heads=self.heads,
             sizes=[self.length, self.keys], dense_out=dense_out.flatten(0, 1)[self.query.index],
         )  # fmt: skip

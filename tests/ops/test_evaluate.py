@@ -60,7 +60,11 @@ def test_float_arithmetic_is_eager_s(dtype: str) -> None:
 def test_time_buckets_are_eager_s() -> None:
     torch.manual_seed(0)
     stamps = torch.randint(0, 2**31, (2, 4000)).sort(1).values
-    places: dict[Expr, Value] = {b: 1, i: torch.arange(4000).view(1, -1, 1), j: torch.arange(4000).view(1, 1, -1)}
+    places: dict[Expr, Value] = {
+        b: 1,
+        i: torch.arange(4000).view(1, -1, 1),
+        j: torch.arange(4000).view(1, 1, -1),
+    }
     distance = E.sub(load("ts", [b, i], "i"), load("ts", [b, j], "i"))
     seconds = E.cast(E.binary("maximum", E.unary("abs", distance), const(1), "i"), "f32")
     bucket = E.cast(E.binary("div", E.unary("log", seconds), const(0.301, "f32"), "f32"), "i")
@@ -74,13 +78,14 @@ INTEGERS: list[tuple[Expr, Callable[..., Tensor]]] = [
     (E.add(E.scale(i, -2), E.mul(size("N"), h)), lambda h, i, j: -2 * i + N * h),
     (E.binary("mod", E.sub(i, j), const(3), "i"), lambda h, i, j: (i - j) % 3),
     (E.binary("floordiv", E.sub(i, j), const(3), "i"), lambda h, i, j: (i - j) // 3),
-    (E.binary("truncdiv", E.sub(i, j), const(3), "i"), lambda h, i, j: torch.div(i - j, 3, rounding_mode="trunc")),
+    (E.binary("truncdiv", E.sub(i, j), const(3), "i"), lambda h, i, j: ((i - j) / 3).trunc().long()),
     (E.binary("minimum", i, E.add(j, h), "i"), lambda h, i, j: torch.minimum(i, j + h)),
     (E.ge0(E.sub(i, j)), lambda h, i, j: i >= j),
     (E.ge0(E.sub(E.mul(i, j), E.add(i, size("N")))), lambda h, i, j: i * j - i - N >= 0),
     (E.eq0(E.sub(E.scale(i, 2), j)), lambda h, i, j: 2 * i == j),
     (E.or_(E.eq0(E.sub(i, j)), E.not_(E.ge0(E.sub(h, const(1))))), lambda h, i, j: (i == j) | (h < 1)),
-    (E.cast(E.and_(E.ge0(E.sub(i, j)), E.ge0(E.sub(j, const(2)))), "i"), lambda h, i, j: ((i >= j) & (j >= 2)).long()),
+    (E.cast(E.and_(E.ge0(E.sub(i, j)), E.ge0(E.sub(j, const(2)))), "i"),
+     lambda h, i, j: ((i >= j) & (j >= 2)).long()),
     (E.add(b, size("N")), lambda h, i, j: torch.tensor(1 + N)),
     (E.ge0(E.sub(size("N"), const(3))), lambda h, i, j: torch.tensor(True)),
 ]  # fmt: skip
@@ -122,7 +127,9 @@ def test_one_sided_parts_are_hoisted_and_computed_once() -> None:
     left, right = operands(relative)
     assert {left.free, right.free} == {frozenset("i"), frozenset("j")}
     column = E.unary("log", E.cast(load("a", [b, i], "i"), "f32"))
-    score = E.binary("add", make("s", (), "f32"), E.binary("mul", column, E.cast(relative, "f32"), "f32"), "f32")
+    score = E.binary(
+        "add", make("s", (), "f32"), E.binary("mul", column, E.cast(relative, "f32"), "f32"), "f32"
+    )
     assert column in hoisted((score,)) and left in hoisted((score,)) and relative not in hoisted((score,))
     steps = schedule((score, column), frozenset({b, i, j, h, make("s", (), "f32")}))
     assert len(steps) == len(set(steps)) and steps[-1] is score

@@ -16,7 +16,7 @@ from gr_compile.ops import ScoreProgram
 
 S, SM = make("s", (), "f32"), make("sm", (), "f32")
 b, h, i, j = (index(name) for name in "bhij")
-EXAMPLE = dict(
+EXAMPLE: dict[str, Any] = dict(  # noqa: C408
     score=E.where(
         E.ge0(E.sub(i, j)),
         E.binary("add", S, load("bias", [E.add(E.sub(j, i), size("N"))], "f32"), "f32"),
@@ -54,7 +54,7 @@ def test_text_is_the_same_in_every_process() -> None:
 def test_contents() -> None:
     program = example()
     assert program.product is S and program.softmax is SM and program.has_dropout
-    assert program.leaf_types() == {"bias": (1, "f32")}
+    assert program.leaf_types == {"bias": (1, "f32")}
     assert [node.args[0] for node in program.loads()] == ["bias"]
     plain = ScoreProgram(score=const(1.0, "f32"))
     assert plain.product is None and plain.softmax is None and not plain.has_dropout
@@ -80,7 +80,10 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"post": make("sm", (), "f64")}, "sm is 'f64' but score is 'f32'"),
     ({"score": make("dot", (S, S), "f32")}, "score holds dot"),
     ({"score": loaded("bias", E.cast(i, "f32"))}, "at an index that is not an integer"),
-    ({"score": E.binary("add", loaded("bias", i), load("bias", [i, j], "f32"), "f32")}, "two ranks or dtypes"),
+    (
+        {"score": E.binary("add", loaded("bias", i), load("bias", [i, j], "f32"), "f32")},
+        "two ranks or dtypes",
+    ),
     ({"score": E.binary("add", S, E.cast(make("s", (), "f64"), "f32"), "f32")}, "s occurs with two dtypes"),
     ({"score": make("dropout", (S, const(0.5, "f32")), "f32")}, "at most one dropout"),
     ({"fully_masked": "nan"}, "fully_masked must be"),
@@ -97,6 +100,11 @@ def test_errors(number: int) -> None:
 
 def test_parse_refuses_other_text() -> None:
     text = example().text()
-    for broken in ("", "gr_score 2\n" + text, text.replace("out_dtype", "dtype"), text.replace("score =", "f =")):
+    for broken in (
+        "",
+        "gr_score 2\n" + text,
+        text.replace("out_dtype", "dtype"),
+        text.replace("score =", "f ="),
+    ):
         with pytest.raises(ValueError):
             ScoreProgram.parse(broken)
