@@ -15,6 +15,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings
 
+from gr_compile.sizes import size_expr
+
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "recompute", "ac_graph_id", "custom")
 
 
@@ -154,11 +156,11 @@ class GraphEditor:
         """A node or constant for a size given as an int, a SymInt or a sympy expression."""
         if isinstance(extent, torch.SymInt):
             return self.symbol(extent)
-        return int(extent) if isinstance(extent, int) else self._symbol_expr(extent)  # type: ignore[no-any-return]
+        return int(extent) if isinstance(extent, int) else self._symbol_expr(size_expr(extent))  # type: ignore[no-any-return]
 
     def symbol(self, extent: torch.SymInt) -> fx.Node | int:
         """A node for a symbolic integer: a placeholder, a size of a value that stands before, or arithmetic on these."""
-        expr = extent.node.expr
+        expr = size_expr(extent)
         if expr.is_Integer:
             return int(expr)
         return self._symbol_expr(expr)
@@ -197,13 +199,13 @@ class GraphEditor:
         before = [node for node in self._nodes_before() if not inputs_only or node.op == "placeholder"]
         for node in before:
             value = node.meta.get("val")
-            if isinstance(value, torch.SymInt) and value.node.expr == expr:
+            if isinstance(value, torch.SymInt) and size_expr(value) == expr:
                 return node
         for node in before:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor):
                 for dim, extent in enumerate(value.shape):
-                    if isinstance(extent, torch.SymInt) and extent.node.expr == expr:
+                    if isinstance(extent, torch.SymInt) and size_expr(extent) == expr:
                         return self.call(torch.ops.aten.sym_size.int, node, dim)
         return None
 

@@ -9,6 +9,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from gr_compile.editor import GraphEditor
+from gr_compile.sizes import size_expr
 
 
 class VerificationError(RuntimeError):
@@ -69,15 +70,11 @@ def same_shape(value: Any, recorded: Any) -> bool:
             isinstance(recorded, torch.Tensor)
             and value.dtype == recorded.dtype
             and value.dim() == recorded.dim()
-            and all(_expr(a) == _expr(b) for a, b in zip(value.shape, recorded.shape))
+            and all(size_expr(a) == size_expr(b) for a, b in zip(value.shape, recorded.shape))
         )
     if isinstance(value, (tuple, list)):
         return len(value) == len(recorded) and all(same_shape(a, b) for a, b in zip(value, recorded))
     return type(value) is type(recorded) or not isinstance(recorded, torch.Tensor)
-
-
-def _expr(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else int(size)
 
 
 def describe(value: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
+from gr_compile.sizes import size_expr
 
 
 class Atom:
@@ -40,19 +41,13 @@ class Atom:
 Dim = tuple[Atom, ...]
 
 
-def size_expr(size: Any) -> sympy.Expr:
-    """A size as a sympy expression, without making a guard."""
-    if isinstance(size, sympy.Expr):
-        return size
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
-
-
 class DimensionProvenance:
     """The dimensions of every tensor of a graph as tuples of atoms."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self._dims: dict[fx.Node, tuple[Dim, ...]] = {}
         self._count = 0
+        self._ragged: dict[fx.Node, tuple[Dim, Dim, Dim]] = {}
         for node in graph_module.graph.nodes:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor):
@@ -109,7 +104,23 @@ class DimensionProvenance:
             return [*query[:-1], values[-1]]
         if node.target is torch.ops.aten.cross_entropy_loss.default:
             self._align_targets(node)
+        if node.target is torch.ops.gr.pack.default:
+            batch, length, tokens = self._places_of(node.args[1], node.args[0].meta["val"].shape, value.shape[0])  # type: ignore[arg-type,union-attr]
+            dense = self._dims[node.args[0]]  # type: ignore[index]
+            self._unify(dense[0], batch)
+            self._unify(dense[1], length)
+            return [tokens, *dense[2:]]
+        if node.target is torch.ops.gr.unpack.default:
+            packed = self._dims[node.args[0]]  # type: ignore[index]
+            batch, length, _ = self._places_of(node.args[1], value.shape, node.args[0].meta["val"].shape[0])  # type: ignore[arg-type,union-attr]
+            return [batch, length, *packed[1:]]
         return self._fresh_dims(value)
+
+    def _places_of(self, index: fx.Node, dense: Any, tokens: Any) -> tuple[Dim, Dim, Dim]:
+        """All values packed by one index share their places."""
+        if index not in self._ragged:
+            self._ragged[index] = (self._fresh(dense[0]), self._fresh(dense[1]), self._fresh(tokens))
+        return self._ragged[index]
 
     def _align_targets(self, node: fx.Node) -> None:
         """Classes are dimension 1 of logits; all others run with the targets'."""

@@ -21,6 +21,7 @@ import torch.fx as fx
 from gr_compile.analysis.classify import closed_form
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, Ranges, add, const, ge0, load, make, mul, size, sub, walk
 from gr_compile.constants import Constants
+from gr_compile.sizes import size_expr
 
 DTYPES = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16", torch.bool: "b",
@@ -94,7 +95,7 @@ class Elements:
     def extent(self, value: Any) -> Expr:
         """A size as an integer expression."""
         if isinstance(value, torch.SymInt):
-            return self._symbolic(value.node.expr)
+            return self._symbolic(size_expr(value))
         return const(int(value))
 
     def shape(self, node: fx.Node) -> list[Expr]:

@@ -101,7 +101,7 @@ def reshape_indices(pull: Elements, source: Sequence[Expr], out: Sequence[Expr],
             elif a < len(source):
                 left, a = mul(left, source[a]), a + 1
             else:
-                raise Blocked("a reshape whose factors do not line up", node)
+                raise Blocked(f"a reshape from {list(source)} to {list(out)}, whose factors do not line up", node)
         result += _regroup(pull, source[a0:a], out[b0:b], places[b0:b])
     return result
 

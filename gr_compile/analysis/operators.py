@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from gr_compile.sizes import size_expr
+
 aten = torch.ops.aten
 
 
@@ -302,9 +304,7 @@ def _slice(node: fx.Node) -> Kind:
 
 def _same(a: Any, b: Any) -> bool:
     """Equal sizes, as expressions: no guard is made."""
-    ea = a.node.expr if isinstance(a, torch.SymInt) else a
-    eb = b.node.expr if isinstance(b, torch.SymInt) else b
-    return bool(ea == eb)
+    return bool(size_expr(a) == size_expr(b))
 
 
 def _concatenate(node: fx.Node) -> Kind:

@@ -101,8 +101,9 @@ class RegionFinder:
         for (p_node, p_labels), (v_node, v_labels) in (sides, sides[::-1]):
             if p_node.op == "placeholder":
                 continue
+            before = len(self.misses)
             region = self._try(node, kind, (p_node, p_labels), (v_node, v_labels), summed[0], batch)
-            if region is not None:
+            if region is not None or len(self.misses) > before:
                 return region
         return None
 
@@ -116,6 +117,8 @@ class RegionFinder:
         if len(rows) != 1 or not features:
             return None
         row, feature = rows[0], features[-1]
+        if self._label_dim(kind, feature) == self._label_dim(kind, key) != ():
+            return None  # "V" is itself a value over pairs of places: the other operand is V
         shared = [c for c in kind.out_labels if c not in (row, feature)]
         if not shared:
             return None
@@ -349,12 +352,17 @@ def _split_softmax(element: Expr) -> tuple[Expr, Expr | None, bool]:
 
 
 def _relates_pairs(element: Expr) -> bool:
-    """Does the expression relate i and j other than as one opaque table at (i, j)?"""
+    """Does the expression relate i and j other than as one table read at (i, j)?"""
+    return any(_relates(part) for part in walk(element))
+
+
+def _relates(part: Expr) -> bool:
     both = {"i", "j"}
-    if not both <= element.free:
+    if not both <= part.free:
         return False
-    return any(both <= part.free and not _is_plain_table(part) for part in walk(element) if part.op != "cast")
-
-
-def _is_plain_table(part: Expr) -> bool:
-    return part.op == "load" and not any({"i", "j"} <= place.free for place in part.args[1])
+    if part.op in ("dot", "ge0", "eq0", "compare"):
+        return True
+    if part.op == "load":
+        return any(both <= place.free for place in part.args[1])
+    sides = [frozenset(a.free & both) for a in part.args if isinstance(a, Expr)]
+    return frozenset("i") in sides and frozenset("j") in sides

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from gr_compile.analysis.expr import Expr, index
-from gr_compile.ops.evaluate import Evaluator, Value, operands, reads_block, schedule
+from gr_compile.ops.evaluate import Evaluator, Schedule, Value, operands, reads_block, schedule
 from gr_compile.ops.score_program import HEAD, ScoreProgram
 
 BLOCK_ELEMENTS = 1 << 18  # of one [H, I, J] tensor: the temporaries of a block stay in the cache
-MOST_ROWS = 256  # so that a hull skips keys
+MOST_ROWS = 128  # so that a hull skips keys
 _FAR = 1 << 40  # beyond any place in a sequence
 SEQUENCE, QUERY, KEY = index("b"), index("i"), index("j")
 INDICES = frozenset({SEQUENCE, HEAD, QUERY, KEY})
@@ -141,7 +141,7 @@ def hoisted(roots: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _column_schedule(nodes: tuple[Expr, ...]) -> tuple[Expr, ...]:
+def _column_schedule(nodes: tuple[Expr, ...]) -> Schedule:
     return schedule(nodes, INDICES)
 
 
@@ -180,13 +180,13 @@ class Columns:
         evaluator = inputs.evaluator()
         for side, values in self.values.items():
             wanted = tuple(node for node in self.nodes if side_of(node) == side)
-            evaluator.run([x for x in _column_schedule(wanted) if x not in values], values)
+            evaluator.run(_column_schedule(wanted), values)
 
     def evaluate(self, node: Expr, side: str) -> Value:
         """A node over all rows of `side`."""
         values = self.values[side]
         if node not in values:
-            self.inputs.evaluator().run(schedule((node,), frozenset(values)), values)
+            self.inputs.evaluator().run(schedule((node,), values), values)
         return values[node]
 
     def whole(self, node: Expr, rows: int) -> Tensor:
@@ -220,7 +220,7 @@ def head_map(expr: Expr, inputs: Inputs) -> list[int]:
     """The operand head that each output head reads."""
     values: dict[Expr, Value] = {HEAD: torch.arange(inputs.heads)}
     evaluator = Evaluator({}, inputs.sizes, torch.device("cpu"))
-    evaluator.run(schedule((expr,), frozenset(values)), values)
+    evaluator.run(schedule((expr,), values), values)
     heads: list[int] = evaluator.tensor(values[expr], "i").expand(inputs.heads).tolist()
     return heads
 

@@ -24,7 +24,7 @@ from gr_compile.ops.attention_blocks import (
     head_map,
     hoisted,
 )
-from gr_compile.ops.evaluate import Evaluator, Value, schedule
+from gr_compile.ops.evaluate import Evaluator, Schedule, Value, operands, reads_block, schedule
 from gr_compile.ops.registry import outside_autocast
 from gr_compile.ops.score_program import ScoreProgram
 
@@ -43,8 +43,8 @@ class Plan:
     roots: tuple[Expr, ...]
     score_slopes: dict[Expr, Expr]
     post_slopes: dict[Expr, Expr]
-    score_steps: tuple[Expr, ...]
-    post_steps: tuple[Expr, ...]
+    score_steps: Schedule
+    post_steps: Schedule
 
 
 @functools.lru_cache(maxsize=512)
@@ -57,16 +57,23 @@ def plan(program: ScoreProgram, wanted: tuple[Expr, ...] = ()) -> Plan:
     score_roots = (program.score, *score_slopes.values())
     post_roots = (*(() if program.post is None else (program.post,)), *post_slopes.values())
     special = {x for x in (program.product, program.softmax) if x is not None}
-    given = frozenset({*INDICES, *special, *hoisted((*score_roots, *post_roots))})
-    score_steps = schedule(score_roots, given)
+    given = INDICES | special | set(hoisted((*score_roots, *post_roots)))
+    before = set(schedule(score_roots, given).nodes)
+    post_steps = schedule(post_roots, given | before, _places(wanted))
+    shared = {x for node in post_steps.nodes for x in operands(node)} | set(post_roots) | _places(wanted)
     return Plan(
         program=program,
         roots=(*score_roots, *post_roots),
         score_slopes=score_slopes,
         post_slopes=post_slopes,
-        score_steps=score_steps,
-        post_steps=schedule(post_roots, given | set(score_steps)),
+        score_steps=schedule(score_roots, given, shared),
+        post_steps=post_steps,
     )
+
+
+def _places(wanted: Iterable[Expr]) -> set[Expr]:
+    """The indices at which a block scatters gradients."""
+    return {place for load in wanted if load.op == "load" and reads_block(load) for place in load.args[1]}
 
 
 def _slopes(expr: Expr, leaves: Iterable[Expr]) -> dict[Expr, Expr]:

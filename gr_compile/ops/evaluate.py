@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -83,10 +84,19 @@ def reads_block(node: Expr) -> bool:
     return any(reads_block(x) for x in operands_of(node.args))
 
 
-def schedule(roots: Iterable[Expr], given: frozenset[Expr]) -> tuple[Expr, ...]:
-    """The nodes to compute for `roots`, operands first, none of `given` among them."""
+@dataclass(frozen=True)
+class Schedule:
+    """Nodes to compute, operands first, and after each of them the nodes that nobody needs any more."""
+
+    nodes: tuple[Expr, ...]
+    dead: tuple[tuple[Expr, ...], ...]
+
+
+def schedule(roots: Iterable[Expr], given: Collection[Expr], keep: Iterable[Expr] = ()) -> Schedule:
+    """What to compute for `roots`, none of `given`. Values of `roots` and `keep` stay afterwards."""
+    wanted = tuple(roots)
     done: dict[Expr, None] = {}
-    stack = [x for x in reversed(tuple(roots)) if x not in given]
+    stack = [x for x in reversed(wanted) if x not in given]
     while stack:
         node = stack[-1]
         if node in done:
@@ -97,7 +107,13 @@ def schedule(roots: Iterable[Expr], given: frozenset[Expr]) -> tuple[Expr, ...]:
             stack.extend(reversed(waiting))
         else:
             done[stack.pop()] = None
-    return tuple(done)
+    last = {x: step for step, node in enumerate(done) for x in operands(node) if x in done}
+    kept = {*wanted, *keep}
+    dead: list[list[Expr]] = [[] for _ in done]
+    for node, step in last.items():
+        if node not in kept:
+            dead[step].append(node)
+    return Schedule(tuple(done), tuple(map(tuple, dead)))
 
 
 # ------------------------------------------------------------------------------------------------ evaluate
@@ -117,10 +133,12 @@ class Evaluator:
         self.leaves, self.sizes, self.device = leaves, sizes, device
         self.noise: Noise | None = None
 
-    def run(self, steps: Sequence[Expr], values: dict[Expr, Value]) -> None:
-        """Compute `steps` in order into `values`."""
-        for node in steps:
+    def run(self, steps: Schedule, values: dict[Expr, Value]) -> None:
+        """Compute `steps` in order into `values`; what is dead leaves it, and its memory is free again."""
+        for node, dead in zip(steps.nodes, steps.dead):
             values[node] = self._apply(node, [values[x] for x in operands(node)])
+            for x in dead:
+                del values[x]
 
     def tensor(self, value: Value, dtype: str) -> Tensor:
         """`value` as a tensor: a Python number becomes a 0-dimensional one."""
@@ -246,7 +264,7 @@ def evaluate(
     device = next((x.device for x in values.values() if isinstance(x, Tensor)), torch.device("cpu"))
     evaluator = Evaluator(leaves or {}, sizes or {}, device)
     known = dict(values)
-    evaluator.run(schedule((expr,), frozenset(known)), known)
+    evaluator.run(schedule((expr,), known), known)
     return evaluator.tensor(known[expr], expr.dtype)
 
 

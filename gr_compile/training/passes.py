@@ -30,10 +30,18 @@ class PassRow:
 
 
 def pass_rows(reports: Sequence[GraphReport]) -> list[PassRow]:
-    """The rows of all graphs, in the order in which they were compiled."""
-    return [
+    """The rows of all graphs, in the order in which they were compiled.
+
+    What kept a graph, or a part of it, from the passes stands as a row of its own, named "capture".
+    """
+    return [row for report in reports for row in _graph_rows(report)]
+
+
+def _graph_rows(report: GraphReport) -> list[PassRow]:
+    graph = f"{report.model} {report.compile_id} {'training' if report.training else 'inference'}"
+    rows = [
         PassRow(
-            graph=f"{report.model} {report.compile_id} {'training' if report.training else 'inference'}",
+            graph=graph,
             training=report.training,
             name=record.name,
             numerics=record.numerics,
@@ -45,6 +53,14 @@ def pass_rows(reports: Sequence[GraphReport]) -> list[PassRow]:
             milliseconds=record.milliseconds,
             error=record.error,
         )
-        for report in reports
         for record in report.passes
     ]
+    blocked = [*([report.not_captured] if report.not_captured else []), *report.graph_breaks]
+    if blocked:
+        nodes, misses = report.captured_nodes, [str(miss) for miss in blocked]
+        took = report.capture_milliseconds
+        rows.insert(
+            0,
+            PassRow(graph, report.training, "capture", "bitwise", False, [], misses, nodes, nodes, took, ""),
+        )
+    return rows
