@@ -1,0 +1,139 @@
+"""The support of a score program: what follows from its value not being zero, or from a logit not being masked out.
+
+Both assume finite values: 0 * x = 0 and -inf + x = -inf.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gr_compile.analysis.expr import (
+    FALSE,
+    TRUE,
+    Expr,
+    and_,
+    choose,
+    const,
+    eq0,
+    is_mask_cast,
+    not_,
+    or_,
+    walk,
+)
+
+MASKED = -1e4
+"""An additive mask is a constant at most this: exp underflows to 0 unless the row's maximum is masked as well."""
+
+_ZERO_AT_ZERO = frozenset(
+    "abs ceil dropout erf expm1 floor gelu gelu_tanh log1p neg relu round sign silu sin sqrt tanh trunc".split()
+)
+_NONZERO_IF_ANY = frozenset({"add", "sub", "maximum", "minimum"})
+
+
+def nonzero(expr: Expr) -> Expr:
+    """A boolean that is implied by `expr != 0`: TRUE when nothing is known.
+
+    SiLU or GELU of `score + mask` counts as non-zero: that it is small there is a statement about the score.
+    """
+    found: dict[Expr, Expr] = {}
+    for node in walk(expr):
+        found[node] = _nonzero(node, found)
+    return found[expr]
+
+
+def _nonzero(node: Expr, found: dict[Expr, Expr]) -> Expr:
+    op, args = node.op, node.args
+    if node.dtype == "b":
+        return node
+    if op == "const":
+        return const(bool(args[0]))
+    if op == "cast":
+        return found[args[0]]
+    if op == "where":
+        return choose(args[0], found[args[1]], found[args[2]])
+    if op in _NONZERO_IF_ANY:
+        return or_(found[args[0]], found[args[1]])
+    if op == "mul":
+        return and_(found[args[0]], found[args[1]])
+    if op == "div" or op in _ZERO_AT_ZERO or (op == "pow" and args[1].op == "const" and args[1].args[0] > 0):
+        return found[args[0]]
+    if op == "poly" and len(args) == 1:
+        return and_(*(found[factor] for factor in args[0][0]))
+    return not_(eq0(node)) if node.dtype == "i" else TRUE
+
+
+@dataclass(frozen=True)
+class Live:
+    """What an unmasked logit implies.
+
+    Attributes:
+        condition: true wherever the logit is not masked out.
+        assumes_bounded_scores: the condition rests on additive masks that are finite: it holds for rows that have
+            an unmasked logit, and while scores differ by far less than 1e4. Masks of -inf and choices are exact.
+    """
+
+    condition: Expr
+    assumes_bounded_scores: bool
+
+
+_Scaled: TypeAlias = tuple[Expr, float]
+
+
+def live(logit: Expr) -> Live:
+    """What follows from `logit`, an operand of a softmax, not being masked out."""
+    exact = _live(logit, -math.inf)
+    relaxed = _live(logit, MASKED)
+    if relaxed is exact or relaxed is FALSE:  # a constant shift of the whole row masks nothing
+        return Live(exact, False)
+    return Live(relaxed, True)
+
+
+def _live(logit: Expr, threshold: float) -> Expr:
+    """What `not (logit <= threshold)` implies, evaluated without recursion over (expression, factor)."""
+    done: dict[_Scaled, Expr] = {}
+    stack: list[_Scaled] = [(logit, 1.0)]
+    while stack:
+        scaled = stack[-1]
+        waiting = [part for part in _parts(scaled) if part not in done]
+        if waiting:
+            stack.extend(waiting)
+        else:
+            stack.pop()
+            done[scaled] = _combine(scaled, [done[part] for part in _parts(scaled)], threshold)
+    return done[logit, 1.0]
+
+
+def _parts(scaled: _Scaled) -> list[_Scaled]:
+    """What the question whether `expr * factor` is masked out depends on."""
+    (expr, factor), args = scaled, scaled[0].args
+    if expr.op in ("add", "maximum", "minimum"):
+        return [(args[0], factor), (args[1], factor)]
+    if expr.op == "sub":
+        return [(args[0], factor), (args[1], -factor)]
+    if expr.op == "where":
+        return [(args[1], factor), (args[2], factor)]
+    if expr.op == "neg":
+        return [(args[0], -factor)]
+    if expr.op in ("mul", "div") and args[1].op == "const" and args[1].args[0] != 0:
+        number = args[1].args[0]
+        return [(args[0], factor * number if expr.op == "mul" else factor / number)]
+    if expr.op == "mul" and args[0].op == "const" and args[0].args[0] != 0:
+        return [(args[1], factor * args[0].args[0])]
+    if expr.op == "cast" and not is_mask_cast(expr) and args[0].dtype != "i":
+        return [(args[0], factor)]
+    return []
+
+
+def _combine(scaled: _Scaled, parts: list[Expr], threshold: float) -> Expr:
+    expr, factor = scaled
+    if expr.op == "const":
+        return const(not expr.args[0] * factor <= threshold)
+    if not parts:
+        return TRUE
+    if expr.op == "where":
+        return choose(expr.args[0], parts[0], parts[1])
+    if expr.op in ("maximum", "minimum") and (expr.op == "maximum") == (factor > 0):
+        return or_(*parts)
+    return and_(*parts)
