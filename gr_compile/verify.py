@@ -38,7 +38,7 @@ def verify_shapes(graph_module: fx.GraphModule, editor: GraphEditor, touched: se
             continue
         if "val" not in node.meta:
             raise VerificationError(f"{node.format_node()} has no value: it was not made by the GraphEditor")
-        if node.meta.get("unbacked_bindings"):
+        if node.meta.get("unbacked_bindings") or _sized_by_data(node):
             continue
         if not _recompute(node, editor) and dirty is not None:
             dirty.update(node.users)
@@ -47,6 +47,13 @@ def verify_shapes(graph_module: fx.GraphModule, editor: GraphEditor, touched: se
 def _has_no_result(node: fx.Node) -> bool:
     """Assertions about data-dependent sizes return nothing."""
     return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.returns
+
+
+def _sized_by_data(node: fx.Node) -> bool:
+    """Computing it again would invent another unbacked size."""
+    return isinstance(node.target, torch._ops.OpOverload) and (
+        torch.Tag.dynamic_output_shape in node.target.tags or node.target is torch.ops.aten.index.Tensor
+    )
 
 
 def _recompute(node: fx.Node, editor: GraphEditor) -> bool:

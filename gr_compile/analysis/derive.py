@@ -1,8 +1,8 @@
 """Derivatives of score programs, as score programs.
 
-Rules of our own, in the form that is stable in floating point (SiLU' is s (1 + x (1 - s)), without NaN far out),
-with torch autograd's conventions where a function has no derivative. Slopes of unary functions are computed in
-float32 for half-precision programs, as torch's own backward kernels do.
+Rules of our own, in the form that is stable in floating point (SiLU' is s (1 + x (1 - s)), no NaN far out), with
+torch autograd's conventions where a function has no derivative. Slopes of unary functions are computed in float32
+for half-precision programs, as torch's own backward kernels do.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gr_compile.analysis.expr import (
 )
 
 Slope: TypeAlias = Callable[[Expr, Expr], Expr]
-_LEAVES = frozenset({"load", "dot", "sm"})
+_LEAVES = frozenset({"load", "dot", "s", "sm"})
 _SOFTPLUS_THRESHOLD = 20.0  # torch.nn.functional.softplus is linear above it
 
 
 def derivative(expr: Expr, leaf: Expr) -> Expr:
     """d `expr` / d `leaf`, in the dtype of `expr`; the constant 0 where it does not depend on it.
 
-    Conventions are torch autograd's: relu'(0) = 0, abs'(0) = 0, a tie in maximum gives half to each side, rounding
-    functions and comparisons give 0. A dropout is linear: its derivative drops the same elements.
+    Conventions are torch autograd's: relu'(0) = 0, abs'(0) = 0, a tie in maximum gives half to each side,
+    rounding functions and comparisons give 0. A dropout is linear: its derivative drops the same elements.
 
     Raises:
         NotImplementedError: an operation without a rule.
@@ -52,7 +52,7 @@ def derivative(expr: Expr, leaf: Expr) -> Expr:
 
 
 def float_leaves(expr: Expr) -> list[Expr]:
-    """The loads, dots and softmax values that `expr` depends on through float operations, in `walk` order."""
+    """The loads, products and softmax values that `expr` depends on through float operations, in `walk` order."""
     reached: set[Expr] = set()
     stack = [expr]
     while stack:
@@ -112,7 +112,7 @@ def _rule(node: Expr, slopes: list[Expr]) -> Expr:
     raise NotImplementedError(f"derivative of {op}: {node}")
 
 
-# ---------------------------------------------------------------------- unary: slope from operand x and result y
+# ---------------------------------------------------------------------- unary: from operand x, result y
 def _one_minus(y: Expr) -> Expr:
     return binary("sub", _number(1.0, y), y, y.dtype)
 
@@ -177,7 +177,7 @@ _UNARY: dict[str, Slope] = {
 }
 
 
-# ---------------------------------------------------------------------- binary: from the node and its operands' slopes
+# ---------------------------------------------------------------------- binary: from the operands' slopes
 def _quotient(node: Expr, da: Expr, db: Expr) -> Expr:
     right = node.args[1]
     return _sub(_div(da, right), _mul(_div(node, right), db))

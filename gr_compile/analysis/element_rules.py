@@ -114,8 +114,8 @@ def _divide(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
         return unary("floor" if mode == "floor" else "trunc", binary("div", left, right, pull.dtype(node)))
     if mode == "floor" or pull.ranges.ge0(left):
         plain = right.op in ("const", "size", "poly")
-        return divmod_(left, right, pull.ranges)[0] if plain else make("fdiv", (left, right), "i")
-    return make("tdiv", (left, right), "i")
+        return divmod_(left, right, pull.ranges)[0] if plain else make("floordiv", (left, right), "i")
+    return make("truncdiv", (left, right), "i")
 
 
 @_register(aten.remainder.Scalar, aten.remainder.Tensor)

@@ -11,7 +11,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
-from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, cast, const, divmod_, make, mul, scale, sub, where
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, cast, const, divmod_, mul, scale, sub, where
 
 aten = torch.ops.aten
 VIEW_RULES: dict[Any, Rule] = {}
@@ -269,7 +269,7 @@ def wrapped(pull: Elements, place: Expr, extent: Expr) -> Expr:
         return place
     if place.op == "const":
         return add(extent, place)
-    return make("wrap", (place, extent), "i")
+    return where(pull.at_least_zero(place), place, add(place, extent), "i")
 
 
 def _non_negative(place: Expr) -> bool:

@@ -1,4 +1,4 @@
-"""The support of a score program: what follows from its value not being zero, or from a logit not being masked out.
+"""The support of a score program: what follows from a value that is not zero, or a logit that is not masked out.
 
 Both assume finite values: 0 * x = 0 and -inf + x = -inf.
 """
@@ -24,10 +24,29 @@ from gr_compile.analysis.expr import (
 )
 
 MASKED = -1e4
-"""An additive mask is a constant at most this: exp underflows to 0 unless the row's maximum is masked as well."""
+"""A constant at most this is an additive mask: exp underflows to 0 unless the row's maximum is masked too."""
 
 _ZERO_AT_ZERO = frozenset(
-    "abs ceil dropout erf expm1 floor gelu gelu_tanh log1p neg relu round sign silu sin sqrt tanh trunc".split()
+    [
+        "abs",
+        "ceil",
+        "dropout",
+        "erf",
+        "expm1",
+        "floor",
+        "gelu",
+        "gelu_tanh",
+        "log1p",
+        "neg",
+        "relu",
+        "round",
+        "sign",
+        "silu",
+        "sin",
+        "sqrt",
+        "tanh",
+        "trunc",
+    ]
 )
 _NONZERO_IF_ANY = frozenset({"add", "sub", "maximum", "minimum"})
 
@@ -70,8 +89,8 @@ class Live:
 
     Attributes:
         condition: true wherever the logit is not masked out.
-        assumes_bounded_scores: the condition rests on additive masks that are finite: it holds for rows that have
-            an unmasked logit, and while scores differ by far less than 1e4. Masks of -inf and choices are exact.
+        assumes_bounded_scores: the condition rests on finite additive masks: it holds for rows that have an
+            unmasked logit, while scores differ by far less than 1e4. Masks of -inf and choices are exact.
     """
 
     condition: Expr

@@ -23,7 +23,7 @@ _BINARY = {
     "maximum": aten.maximum.default, "minimum": aten.minimum.default,
 }  # fmt: skip
 _COMPARE = {"lt": aten.lt, "le": aten.le, "eq": aten.eq}
-_ROUND = {"fdiv": "floor", "tdiv": "trunc"}
+_ROUND = {"floordiv": "floor", "truncdiv": "trunc"}
 
 
 class PlaceEmitter:
@@ -146,12 +146,6 @@ class PlaceEmitter:
 
     def _mod(self, expr: Expr) -> fx.Node:
         made: fx.Node = self.editor.call(aten.remainder.Tensor, self._as(expr.args[0]), self._as(expr.args[1]))
-        return made
-
-    def _wrap(self, expr: Expr) -> fx.Node:
-        place, extent = self._as(expr.args[0]), self._as(expr.args[1])
-        negative = self.editor.call(aten.lt.Scalar, place, 0)
-        made: fx.Node = self.editor.call(aten.where.self, negative, self.editor.call(aten.add.Tensor, place, extent), place)
         return made
 
     def _load(self, expr: Expr) -> fx.Node:

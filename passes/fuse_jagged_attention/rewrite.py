@@ -193,7 +193,7 @@ class _Fuser:
         for position, name in reversed(list(enumerate(names))):
             extent = self.region.extents[name]
             table[index(name)] = rest if position == 0 else make("mod", (rest, extent), "i")
-            rest = make("fdiv", (rest, extent), "i")
+            rest = make("floordiv", (rest, extent), "i")
         return table
 
     def _renamed(self, heads: dict[Expr, Expr]) -> tuple[dict[str, fx.Node], Any]:
