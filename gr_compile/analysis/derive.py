@@ -1,8 +1,8 @@
 """Derivatives of score programs, as score programs.
 
-Rules of our own, in the form that is stable in floating point (SiLU' is s (1 + x (1 - s)), no NaN far out), with
-torch autograd's conventions where a function has no derivative. Slopes of unary functions are computed in float32
-for half-precision programs, as torch's own backward kernels do.
+Rules of our own, in the form that is stable in floating point (SiLU' is s (1 + x (1 - s)), no NaN far out),
+with torch autograd's conventions where a function has no derivative. In half-precision programs slopes of
+unary functions are computed in float32, as torch's own backward kernels do.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def derivative(expr: Expr, leaf: Expr) -> Expr:
 
 
 def float_leaves(expr: Expr) -> list[Expr]:
-    """The loads, products and softmax values that `expr` depends on through float operations, in `walk` order."""
+    """The loads, products and softmax values that `expr` depends on through floats, in `walk` order."""
     reached: set[Expr] = set()
     stack = [expr]
     while stack:

@@ -75,8 +75,9 @@ def make(op: str, args: tuple[Any, ...] = (), dtype: str = "i") -> Expr:
 
     Shapes of args: const (value,), index/size (name,), load (name, (index, ...)),
     poly ((monomial, coefficient), ...), ge0/eq0 (polynomial,), compare ("lt" | "le" | "eq", a, b),
-    and (a, b, ...), not (a,), where (condition, a, b), cast (a,), sm () for the softmax value in a post program,
-    s () for the product of query and key, dot (query, key), dropout (x, const p); the names in `UNARY` and `BINARY` take one and two operands.
+    and (a, b, ...), not (a,), where (condition, a, b), cast (a,), dot (query, key), dropout (x, const p),
+    s () for the product of query and key, sm () for the softmax value in a post program; the names in `UNARY`
+    and `BINARY` take one and two operands.
     """
     if op == "const":
         value = args[0]

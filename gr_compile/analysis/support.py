@@ -1,4 +1,4 @@
-"""The support of a score program: what follows from a value that is not zero, or a logit that is not masked out.
+"""The support of a score program: what follows from a value that is not 0, or a logit that is not masked out.
 
 Both assume finite values: 0 * x = 0 and -inf + x = -inf.
 """
@@ -26,28 +26,10 @@ from gr_compile.analysis.expr import (
 MASKED = -1e4
 """A constant at most this is an additive mask: exp underflows to 0 unless the row's maximum is masked too."""
 
-_ZERO_AT_ZERO = frozenset(
-    [
-        "abs",
-        "ceil",
-        "dropout",
-        "erf",
-        "expm1",
-        "floor",
-        "gelu",
-        "gelu_tanh",
-        "log1p",
-        "neg",
-        "relu",
-        "round",
-        "sign",
-        "silu",
-        "sin",
-        "sqrt",
-        "tanh",
-        "trunc",
-    ]
-)
+_ZERO_AT_ZERO = frozenset({
+    "abs", "ceil", "dropout", "erf", "expm1", "floor", "gelu", "gelu_tanh", "log1p", "neg", "relu", "round",
+    "sign", "silu", "sin", "sqrt", "tanh", "trunc",
+})  # fmt: skip
 _NONZERO_IF_ANY = frozenset({"add", "sub", "maximum", "minimum"})
 
 

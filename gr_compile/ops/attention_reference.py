@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gr_compile.analysis.derive import derivative
 from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const
 from gr_compile.ops.attention_blocks import (
     INDICES,
@@ -77,8 +78,6 @@ def _places(wanted: Iterable[Expr]) -> set[Expr]:
 
 
 def _slopes(expr: Expr, leaves: Iterable[Expr]) -> dict[Expr, Expr]:
-    from gr_compile.analysis.derive import derivative
-
     slopes = {leaf: derivative(expr, leaf) for leaf in leaves}
     return {leaf: slope for leaf, slope in slopes.items() if not is_const(slope, 0)}
 
