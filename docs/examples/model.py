@@ -34,7 +34,9 @@ class Layer(nn.Module):
 class Recommender(nn.Module):
     """Next-item prediction over a catalogue; ids [B, N], right-padded with 0."""
 
-    def __init__(self, items: int = 1000, dim: int = 32, heads: int = 2, layers: int = 2, max_len: int = 64) -> None:
+    def __init__(
+        self, items: int = 1000, dim: int = 32, heads: int = 2, layers: int = 2, max_len: int = 64
+    ) -> None:
         super().__init__()
         self.items = nn.Embedding(items + 1, dim, padding_idx=0)
         self.layers = nn.ModuleList(Layer(dim, heads, max_len) for _ in range(layers))
@@ -53,7 +55,9 @@ class Recommender(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=0)
 
 
-def make_batch(lengths: list[int], n: int = 64, items: int = 1000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(
+    lengths: list[int], n: int = 64, items: int = 1000, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(ids, targets), each [len(lengths), n] int64: random sequences, each target the item that follows."""
     generator = torch.Generator().manual_seed(seed)
     sequence = torch.randint(1, items + 1, (len(lengths), n + 1), generator=generator)

@@ -34,6 +34,7 @@ from gr_compile.analysis.expr import (
 from gr_compile.analysis.linear import Budget, both_signs, feasible
 
 _MOST_PAIRS = 16
+_SOLVED = ("index", "load", "size")  # what an equality may eliminate, in this order
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Question:
         for part in branch:
             if part.op != "eq0":
                 continue
-            solution = self._solved(part.args[0])
+            solution = self._solved(part.args[0], branch)
             if solution is not None:
                 atom, value = solution
                 low, high = self.ranges.lower(atom), self.ranges.upper(atom)
@@ -105,18 +106,15 @@ class Question:
                 return [*(substitute(x, {atom: value}) for x in branch if x is not part), *bounds]
         return None
 
-    def _solved(self, value: Expr) -> tuple[Expr, Expr] | None:
-        """`(atom, expression)` from `value == 0`: an index where there is one, else a load or other atom."""
-        ranks = {"index": 0, "load": 1, "size": 3}
-        for atom in sorted(atoms(value), key=lambda atom: ranks.get(atom.op, 2)):
+    def _solved(self, value: Expr, branch: tuple[Expr, ...]) -> tuple[Expr, Expr] | None:
+        """`(atom, expression)` from `value == 0`: an index where there is one, else a load or a size."""
+        candidates = [atom for atom in atoms(value) if atom.op in _SOLVED and self.solves(atom)]
+        for atom in sorted(candidates, key=lambda atom: _SOLVED.index(atom.op)):
             linear = coefficient_of(value, atom)
-            if (
-                linear is None
-                or linear[0].op != "const"
-                or abs(linear[0].args[0]) != 1
-                or not self.solves(atom)
-            ):
+            if linear is None or linear[0].op != "const" or abs(linear[0].args[0]) != 1:
                 continue
+            if atom.op == "load" and any(_one_difference(atom, x) is not None for x in _loads(branch)):
+                continue  # it stays, to be compared with the other place
             solution = scale(linear[1], -linear[0].args[0])
             if atom not in walk(solution):
                 return atom, solution
@@ -172,8 +170,7 @@ class Question:
 
     def _merged(self, branch: tuple[Expr, ...], constraints: list[Expr]) -> list[Expr] | None:
         """The branch with one integer load replaced by another at provably the same place, or None."""
-        loads = [node for node in walk(*branch) if node.op == "load" and node.dtype == "i"]
-        for one, other in itertools.islice(itertools.combinations(loads, 2), _MOST_PAIRS):
+        for one, other in itertools.islice(itertools.combinations(_loads(branch), 2), _MOST_PAIRS):
             place = _one_difference(one, other)
             if place is None:
                 continue
@@ -181,6 +178,11 @@ class Question:
             if difference.op != "const" and not self._consistent_rows(list(constraints), [difference]):
                 return [substitute(part, {other: one}) for part in branch]
         return None
+
+
+def _loads(branch: tuple[Expr, ...]) -> list[Expr]:
+    """The integer loads below `branch`."""
+    return [node for node in walk(*branch) if node.op == "load" and node.dtype == "i"]
 
 
 def _one_difference(one: Expr, other: Expr) -> int | None:

@@ -25,7 +25,7 @@ def work_per_place(node: fx.Node, layout: TokenLayout) -> float:
     kind = ops.kind_of(node)
     if isinstance(kind, _VIEWS) or kind is None:
         return 0.0
-    out = elements_per_place(node, layout)
+    out = elements_per_place(kind.logits if isinstance(kind, ops.RowLoss) else node, layout)
     if not isinstance(kind, ops.Contract):
         return out
     summed = 1.0

@@ -213,11 +213,11 @@ class DemandAnalysis:
             return Read(node, user, self.output_read, "an output")
         if user.target is CROSS_ENTROPY:
             return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets", True)
-        if user.target in VIEW_RULES:
-            return Read(node, user, self._indexed_read(node, user), f"{user.target}", True)
         mask = boolean_index(user)
         if mask is not None:
             return Read(node, user, self._mask_read(node, mask), "an index by a mask", True)
+        if user.target in VIEW_RULES:
+            return Read(node, user, self._indexed_read(node, user), f"{user.target}", True)
         return Read(node, user, TRUE, f"{user.target}")
 
     def _loss_read(self, node: fx.Node, user: fx.Node) -> Expr:
@@ -303,7 +303,8 @@ class DemandAnalysis:
     def _project(self, region: Region, premise: Expr, side: str) -> Expr:
         for name, extent in region.extents.items():
             self.pull.bind(name, extent)
-        projected = project(self.pull.ranges, premise, frozenset({"b", side}), suffix_closed=self.kept.suffix_closed)
+        defined = substitute(premise, region.definitions)
+        projected = project(self.pull.ranges, defined, frozenset({"b", side}), suffix_closed=self.kept.suffix_closed)
         return substitute(projected, {index(side): index("n")})
 
     def _region_pads(self) -> dict[fx.Node, Pad]:
@@ -410,6 +411,7 @@ class DemandAnalysis:
     def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
         for name, extent in region.extents.items():
             self.pull.bind(name, extent)
+        premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
         return implies(self.pull.ranges, premise, conclusion, suffix_closed=self.kept.suffix_closed)
 
     # --------------------------------------------------------------------------------------------- misses
@@ -428,8 +430,24 @@ class DemandAnalysis:
 def support(region: Region) -> Expr:
     """Implied by: key j contributes to query i. Of a softmax, an unmasked logit; of a pointwise program, P V != 0."""
     if region.post is not None:
-        return and_(live(region.score).condition, nonzero(region.post))
-    return and_(nonzero(region.score), nonzero(region.value_element))
+        found = and_(live(region.score).condition, nonzero(region.post))
+    else:
+        found = and_(nonzero(region.score), nonzero(region.value_element))
+    return and_(found, *(part for part in _needed_values(region)))
+
+
+def _needed_values(region: Region) -> list[Expr]:
+    """Masks that are numbers: where one of them is 0, no key is left, so a key that contributes has it not 0."""
+    parts = walk(region.score) + (walk(region.post) if region.post is not None else [])
+    numbers = [p for p in parts if p.op == "load" and p.dtype != "b" and p.free and p.free < {"b", "i", "j"}]
+    found = []
+    for number in dict.fromkeys(numbers):
+        zero = {number: const(0) if number.dtype == "i" else const(0.0, number.dtype)}
+        score = substitute(region.score, zero)
+        gone = live(score).condition if region.post is not None else nonzero(score)
+        if gone is FALSE or (region.post is not None and nonzero(substitute(region.post, zero)) is FALSE):
+            found.append(not_(compare("eq", number, zero[number])))
+    return found
 
 
 def boolean_index(user: fx.Node) -> fx.Node | None:

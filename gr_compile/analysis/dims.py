@@ -101,6 +101,7 @@ class DimensionProvenance:
                 self._unify(a, b)
                 self._unify(a, c)
             self._unify(key[-2], values[-2])
+            self._align_mask(ops.argument(node, 3, "attn_mask"), (*query[:-1], key[-2]))
             return [*query[:-1], values[-1]]
         if node.target is torch.ops.aten.cross_entropy_loss.default:
             self._align_targets(node)
@@ -121,6 +122,14 @@ class DimensionProvenance:
         if index not in self._ragged:
             self._ragged[index] = (self._fresh(dense[0]), self._fresh(dense[1]), self._fresh(tokens))
         return self._ragged[index]
+
+    def _align_mask(self, mask: fx.Node | None, scores: tuple[Dim, ...]) -> None:
+        """The mask of an attention operator broadcasts against [..., queries, keys]."""
+        if mask is None:
+            return
+        for own, dim in zip(self._dims[mask][::-1], scores[::-1]):
+            if own and self._size(own) == self._size(dim):
+                self._unify(dim, own)
 
     def _align_targets(self, node: fx.Node) -> None:
         """Classes are dimension 1 of logits; all others run with the targets'."""
@@ -226,6 +235,10 @@ class DimensionProvenance:
         if self.known(kind.source) and isinstance(source, (ops.Reduce, ops.Along, ops.Pointwise)):
             return list(self._dims[kind.source])
         return self._fresh_dims(value)
+
+    def _rowloss(self, node: fx.Node, value: torch.Tensor, kind: ops.RowLoss) -> list[Dim]:
+        self._align_targets(node)
+        return list(self._dims[kind.target])
 
     def _items(self, node: fx.Node, value: torch.Tensor, kind: ops.Items) -> list[Dim]:
         return self._fresh_dims(value)

@@ -50,8 +50,8 @@ def key_interval(
         ranges: of b, i, j and the head indices.
         definitions: integer loads -> what they are, to see that an alternative is impossible.
 
-    Finite additive masks count as masks only in rows in which key i itself is unmasked: in the others a softmax
-    gives weight to masked keys, and the hull is the whole range. An empty row has high <= low.
+    Finite additive masks count as masks only in rows in which key i itself is unmasked: in the others a
+    softmax gives weight to masked keys, and the hull is the whole range. An empty row has high <= low.
     """
     if post is None:
         support, guard = nonzero(score), TRUE

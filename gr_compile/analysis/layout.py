@@ -129,6 +129,10 @@ class TokenLayout:
             a == b for d, (a, b) in enumerate(zip(source, index)) if self.has_place(a) or self.has_place(b)
         )
 
+    def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> bool:
+        both = self.of(kind.logits) is Layout.TOKENS and self.of(kind.target) is Layout.TOKENS
+        return both and not self.rest(kind.target) and len(self.rest(kind.logits)) == 1
+
     def _concatenate(self, node: fx.Node, kind: ops.Concatenate) -> bool:
         return not self.has_place(self.dims.of(node)[kind.dim]) and all(
             self.of(source) is Layout.TOKENS for source in kind.sources

@@ -56,14 +56,20 @@ class Rows:
         constant //= divisor
         self.constants[left] = min(constant, self.constants.get(left, constant))
 
-    def monomials(self) -> dict[Monomial, tuple[int, int]]:
-        """Every variable, with the number of rows that bound it from below and from above."""
-        counts: dict[Monomial, tuple[int, int]] = {}
+    def cheapest(self, dropped: Callable[[Monomial], bool]) -> Monomial | None:
+        """The variable to eliminate next: first where that loses no integer solution, then by rows added."""
+        lower: dict[Monomial, list[int]] = {}
+        upper: dict[Monomial, list[int]] = {}
         for left in self.constants:
             for monomial, coefficient in left:
-                lower, upper = counts.get(monomial, (0, 0))
-                counts[monomial] = (lower + (coefficient > 0), upper + (coefficient < 0))
-        return counts
+                (lower if coefficient > 0 else upper).setdefault(monomial, []).append(abs(coefficient))
+
+        def cost(monomial: Monomial) -> tuple[bool, int]:
+            low, high = lower.get(monomial, [1]), upper.get(monomial, [1])
+            count = len(lower.get(monomial, ())), len(upper.get(monomial, ()))
+            return max(low) > 1 and max(high) > 1, count[0] * count[1] - count[0] - count[1]
+
+        return min(filter(dropped, dict.fromkeys((*lower, *upper))), key=cost, default=None)
 
     def eliminate(self, variable: Monomial, budget: Budget) -> None:
         """Replace the rows on `variable` by what they imply together."""
@@ -85,10 +91,10 @@ class Rows:
     def project(self, dropped: Callable[[Monomial], bool], budget: Budget) -> None:
         """Eliminate every variable that `dropped` names, the cheapest first, until a contradiction shows."""
         while not self.infeasible:
-            costs = {m: low * high - low - high for m, (low, high) in self.monomials().items() if dropped(m)}
-            if not costs:
+            variable = self.cheapest(dropped)
+            if variable is None:
                 return
-            self.eliminate(min(costs, key=costs.__getitem__), budget)
+            self.eliminate(variable, budget)
 
 
 def rows_of(values: Iterable[Expr]) -> Rows:

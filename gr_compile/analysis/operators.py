@@ -146,6 +146,14 @@ class Item(Kind):
     position: int
 
 
+@dataclass(frozen=True)
+class RowLoss(Kind):
+    """A loss of every place: cross entropy without reduction. Classes are dimension 1 of the logits."""
+
+    logits: fx.Node
+    target: fx.Node
+
+
 _EXTRA_POINTWISE = {
     aten.to.dtype, aten.to.device, aten.to.other, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default,
     aten.detach.default, aten.alias.default, aten.contiguous.default, aten.clone.default, aten.lift_fresh_copy.default,
@@ -329,6 +337,14 @@ def _index(node: fx.Node) -> Kind | None:
     return None
 
 
+def _row_loss(node: fx.Node) -> Kind | None:
+    logits: Any = node.args[0]
+    target: Any = node.args[1]
+    if argument(node, 3, "reduction", 1) != 0 or rank(logits) != rank(target) + 1:
+        return None
+    return RowLoss(logits, target)
+
+
 def _source(kind: Callable[..., Kind], *positions: int) -> Callable[[fx.Node], Kind]:
     return lambda node: kind(*(node.args[p] for p in positions))
 
@@ -354,6 +370,7 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.embedding.default: _source(Lookup, 0, 1),
     aten.index.Tensor: _index,
     aten.gather.default: lambda node: Gather(node.args[0], int(node.args[1]) % max(rank(node.args[0]), 1), node.args[2]),  # type: ignore[arg-type]
+    aten.cross_entropy_loss.default: _row_loss,
     aten.cat.default: _concatenate,
     aten.concat.default: _concatenate,
     aten.stack.default: _stack,

@@ -71,7 +71,7 @@ def detected_places(regions: Sequence[Region], pull: Elements, layout: TokenLayo
     for region in regions:
         for name, extent in region.extents.items():
             pull.bind(name, extent)
-        keys = project(pull.ranges, support(region), frozenset({"b", "j"}))
+        keys = project(pull.ranges, substitute(support(region), region.definitions), frozenset({"b", "j"}))
         if keys is not TRUE:
             found.append(substitute(keys, {index("j"): index("n")}))
     return or_(*found) if found else TRUE

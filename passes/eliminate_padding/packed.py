@@ -243,6 +243,11 @@ class Packer:
         source, index = self.packed(kind.source), self.packed(kind.index)
         return self._call(node, self=source, dim=self.dim(kind.source, kind.dim), index=index)
 
+    def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> fx.Node:
+        logits, target = self.packed(kind.logits), self.packed(kind.target)
+        made: fx.Node = self.editor.call(node.target, logits, target, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]
+        return made
+
     def _concatenate(self, node: fx.Node, kind: ops.Concatenate) -> fx.Node:
         made: fx.Node = self.editor.call(
             aten.cat.default, [self.packed(s) for s in kind.sources], self.dim(node, kind.dim)

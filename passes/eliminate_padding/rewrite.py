@@ -34,8 +34,8 @@ class EliminatePadding(Pass):
     """Run token-wise work on packed tokens.
 
     Options:
-        mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch), "bucket" (T rounded
-            up to `multiple`), "host" (T computed outside the graph).
+        mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch) or "bucket" (T rounded
+            up to `multiple` by keeping that many more places, at most all).
         multiple: bucket size.
         min_saving: decline where less than this share of the token-wise work is saved at 50 % fill.
     """
@@ -149,7 +149,7 @@ class _Attempt:
         if not context.allow(what, self.witness):
             return None, misses
         tokens = sum(1 for node in self.demand.packed if kind_of(node) is not None)
-        ragged = self._rewrite(context)
+        ragged = self._rewrite(context, options)
         context.facts.setdefault(RAGGED_FACT, []).append(ragged)
         places = "; ".join(self.demand.kept.terms)
         context.report.facts[f"places kept ({self.witness.name})"] = places
@@ -177,12 +177,12 @@ class _Attempt:
         )
 
     # --------------------------------------------------------------------------------------------- rewriting
-    def _rewrite(self, context: PassContext) -> Ragged:
+    def _rewrite(self, context: PassContext, options: EliminatePadding) -> Ragged:
         editor = context.editor
         output = next(iter(self.graph_module.graph.find_nodes(op="output")))
         order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
         with editor.at(before=output, like=self.witness):
-            index = self._index()
+            index = self._index(options)
             packer = Packer(editor, self.layout, self.demand.packed, index)
             axes = {"b": (index.batch_size, 0)}
             exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()))
@@ -240,9 +240,24 @@ class _Attempt:
         expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
         return expanded
 
-    def _index(self) -> PackedIndex:
+    def _filled(self, mask: fx.Node, multiple: int) -> fx.Node:
+        """`mask` with as many more places, the first that it lacks, as round their number up to `multiple`."""
+        editor = self.context.editor
+        flat = editor.call(aten.reshape.default, mask, [-1])
+        count = editor.call(aten.sum.default, flat)
+        lacking = editor.call(aten.remainder.Scalar, editor.call(aten.neg.default, count), multiple)
+        absent = editor.call(aten.logical_not.default, flat)
+        rank = editor.call(aten.cumsum.default, absent, 0)
+        extra = editor.call(aten.logical_and.default, absent, editor.call(aten.le.Tensor, rank, lacking))
+        shape = [editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence)]
+        filled: fx.Node = editor.call(aten.reshape.default, editor.call(aten.logical_or.default, flat, extra), shape)
+        return filled
+
+    def _index(self, options: EliminatePadding) -> PackedIndex:
         editor = self.context.editor
         mask = self._dense_mask(self.demand.kept.mask)
+        if options.mode == "bucket":
+            mask = self._filled(mask, options.multiple)
         places = editor.call(aten.nonzero.default, editor.call(aten.reshape.default, mask, [-1]))
         flat = editor.call(aten.reshape.default, places, [-1])
         batch_size, length = (editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence))

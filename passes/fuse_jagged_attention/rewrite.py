@@ -92,8 +92,8 @@ class _Fuser:
         self.value = base_of(region.value, region, "j")
         leaves = self._leaf_nodes()
         for name, node in leaves.items():
-            if not isinstance(node.meta.get("val"), torch.Tensor):
-                raise Blocked(f"{name} is a number that changes between calls", node)
+            if not isinstance(node.meta.get("val"), (torch.Tensor, torch.SymFloat)):
+                raise Blocked(f"{name} is neither a tensor nor a number", node)
         strange = {part.op for part in walk(*self._expressions()) if part.op in ("dot", "softmax", "safe_softmax")}
         if strange:
             raise Blocked(f"a {strange.pop()} inside the score", region.node)
@@ -170,10 +170,18 @@ class _Fuser:
             out_dtype=self.pull.dtype(region.node),
         )  # fmt: skip
         made: fx.Node = editor.call(
-            ATTENTION, query, key, value, list(leaves.values()), query_side.offsets, query_side.positions,
+            ATTENTION, query, key, value, [self._tensor(node) for node in leaves.values()], query_side.offsets, query_side.positions,
             key_side.offsets, key_side.positions, self._head_count(),
             [editor.symbol_of(self.pull.size_values[name]) for name in sizes], self._seed(program), program.text(),
         )  # fmt: skip
+        return made
+
+    def _tensor(self, leaf: fx.Node) -> fx.Node:
+        """A number that changes between calls is an operand like any other."""
+        if isinstance(leaf.meta["val"], torch.Tensor):
+            return leaf
+        device = self.region.node.meta["val"].device
+        made: fx.Node = self.editor.call(aten.scalar_tensor.default, leaf, dtype=torch.float64, device=device)
         return made
 
     def _head_count(self) -> Any:

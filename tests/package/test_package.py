@@ -41,7 +41,9 @@ def tracked_files() -> list[str]:
         listed = run("git", "ls-files", "-z", "-c", "-o", "--exclude-standard", cwd=ROOT)
         files = [name for name in listed.split("\0") if name]
     except (AssertionError, OSError):
-        files = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() or path.is_symlink()]
+        files = [
+            str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() or path.is_symlink()
+        ]
     return [name for name in files if (ROOT / name).exists() and "__pycache__" not in name]
 
 
@@ -66,7 +68,11 @@ def test_our_names_are_not_importable_bare(tmp_path):
 def test_the_links_in_the_tree():
     for name in NAMES:
         link = ROOT / "gr_compile" / name
-        assert link.is_symlink() and os.readlink(link) == f"../{name}" and (ROOT / name / "__init__.py").is_file()
+        assert (
+            link.is_symlink()
+            and os.readlink(link) == f"../{name}"
+            and (ROOT / name / "__init__.py").is_file()
+        )
 
 
 # ------------------------------------------------------------------------------------- wheel and sdist
@@ -80,7 +86,16 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
         target = folder / "tree" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target, follow_symlinks=False)
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), ".", cwd=folder / "tree")
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        str(folder / "dist"),
+        ".",
+        cwd=folder / "tree",
+    )
     (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
     return wheel, sdist
 
@@ -88,7 +103,11 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 def sources() -> set[str]:
     """Every module of the package as it must be in a distribution."""
     found = {name for name in tracked_files() if name.startswith("gr_compile/") and name.endswith(".py")}
-    return found | {f"gr_compile/{name}" for name in tracked_files() if name.split("/")[0] in NAMES and name.endswith(".py")}
+    return found | {
+        f"gr_compile/{name}"
+        for name in tracked_files()
+        if name.split("/")[0] in NAMES and name.endswith(".py")
+    }
 
 
 def test_wheel(built):
@@ -117,11 +136,23 @@ def test_sdist(built):
 
 def test_the_wheel_works_alone(built, tmp_path):
     site = tmp_path / "site"
-    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site))
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(site),
+    )
     run(*pip, str(built[0]), cwd=tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
     code = IMPORT_ALL + "print(gr_compile.__file__, gr_compile.passes.__file__)"
     said = run(sys.executable, "-c", code, cwd=empty, PYTHONPATH=str(site))
     assert all(Path(file).is_relative_to(site) for file in said.split()), said
-    assert "eliminate-padding" in run(str(site / "bin" / "gr-compile"), "passes", cwd=empty, PYTHONPATH=str(site))
+    assert "eliminate-padding" in run(
+        str(site / "bin" / "gr-compile"), "passes", cwd=empty, PYTHONPATH=str(site)
+    )

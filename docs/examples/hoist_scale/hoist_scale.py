@@ -62,7 +62,11 @@ class HoistScale(Pass):
         if others:
             return Miss("the linear's unscaled result is read, too", others[0])
         if len(linear.args) > 2 and linear.args[2] is not None:
-            return Miss("the linear adds a bias, which is scaled, too", linear, hint="bias=False, where it is not needed")
+            return Miss(
+                "the linear adds a bias, which is scaled, too",
+                linear,
+                hint="bias=False, where it is not needed",
+            )
         wide, narrow = linear.meta["val"].shape[-1], linear.args[0].meta["val"].shape[-1]
         if not isinstance(wide, int) or not isinstance(narrow, int):
             return Miss("the linear's widths are known at run time only", linear)
