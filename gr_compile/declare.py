@@ -51,8 +51,9 @@ def check_declared_lengths(
             raise PaddingError(f"padding declares {name!r}, which is {type(value).__name__}, not a tensor")
         if padding.lengths is not None:
             _check_lengths(name, value, padding.lengths, arguments.get(padding.lengths))
-        if padding.mask not in (None, "self"):
-            _check_mask(name, value, str(padding.mask), arguments.get(padding.mask))
+        if padding.mask is not None:
+            mask_name = name if padding.mask == "self" else padding.mask
+            _check_mask(name, value, mask_name, arguments.get(mask_name))
 
 
 def _check_lengths(name: str, value: torch.Tensor, lengths_name: str, lengths: Any) -> None:
@@ -77,5 +78,7 @@ def _check_lengths(name: str, value: torch.Tensor, lengths_name: str, lengths: A
 def _check_mask(name: str, value: torch.Tensor, mask_name: str, mask: Any) -> None:
     if not isinstance(mask, torch.Tensor):
         raise PaddingError(f"the mask of {name!r}, {mask_name!r}, is {type(mask).__name__}, not a tensor")
+    if mask.dtype != torch.bool and mask.numel() and not bool(((mask == 0) | (mask == 1)).all()):
+        raise PaddingError(f"{mask_name!r} is a mask: its elements are 0 or 1 (true or 1 = valid)")
     if mask.shape[:2] != value.shape[:2]:
         raise PaddingError(f"{mask_name!r} has shape {tuple(mask.shape)}; {name!r} has {tuple(value.shape)}")

@@ -31,6 +31,7 @@ from gr_compile.analysis.expr import (
     or_,
     substitute,
     walk,
+    where,
 )
 from gr_compile.analysis.implies import implies, project
 from gr_compile.analysis.layout import Layout, TokenLayout
@@ -375,9 +376,12 @@ class DemandAnalysis:
 
     def _close_empty_rows(self, region: Region) -> bool:
         """A kept query that sees no key gives what the model gives only where all its keys are kept."""
-        if not region.softmax or region.fully_masked == "zero":
+        if not region.softmax:
             return True
-        visible = live(region.score).condition
+        shown = live(region.score)
+        if region.fully_masked == "zero" and not shown.assumes_bounded_scores:
+            return True  # only -inf masks: a row without keys is 0, whatever its keys
+        visible = shown.condition
         if region.query_atom is not region.key_atom:
             self.blocked_keys[region.node] = "a query may see no key at all"
             return False
@@ -430,24 +434,27 @@ class DemandAnalysis:
 def support(region: Region) -> Expr:
     """Implied by: key j contributes to query i. Of a softmax, an unmasked logit; of a pointwise program, P V != 0."""
     if region.post is not None:
-        found = and_(live(region.score).condition, nonzero(region.post))
-    else:
-        found = and_(nonzero(region.score), nonzero(region.value_element))
-    return and_(found, *(part for part in _needed_values(region)))
+        return and_(live(_by_cases(region.score)).condition, nonzero(_by_cases(region.post)))
+    return and_(nonzero(_by_cases(region.score)), nonzero(region.value_element))
 
 
-def _needed_values(region: Region) -> list[Expr]:
-    """Masks that are numbers: where one of them is 0, no key is left, so a key that contributes has it not 0."""
-    parts = walk(region.score) + (walk(region.post) if region.post is not None else [])
-    numbers = [p for p in parts if p.op == "load" and p.dtype != "b" and p.free and p.free < {"b", "i", "j"}]
-    found = []
+def _by_cases(expr: Expr) -> Expr:
+    """`expr`, split by whether each number that serves as a mask is 0: (1 - mask) * finfo.min folds where it is."""
+    used = [a for p in walk(expr) if p.dtype != "b" and p.op != "load" for a in p.args if isinstance(a, Expr)]
+    numbers = [a for a in used if a.op == "load" and a.dtype != "b" and a.free and a.free < {"b", "i", "j"}]
     for number in dict.fromkeys(numbers):
-        zero = {number: const(0) if number.dtype == "i" else const(0.0, number.dtype)}
-        score = substitute(region.score, zero)
-        gone = live(score).condition if region.post is not None else nonzero(score)
-        if gone is FALSE or (region.post is not None and nonzero(substitute(region.post, zero)) is FALSE):
-            found.append(not_(compare("eq", number, zero[number])))
-    return found
+        zero = const(0) if number.dtype == "i" else const(0.0, number.dtype)
+        folded = substitute(expr, {number: zero})
+        if folded is not expr and _masks(folded):
+            expr = where(compare("eq", number, zero), folded, expr, expr.dtype)
+    return expr
+
+
+def _masks(folded: Expr) -> bool:
+    """With the number at 0, is nothing left, or a logit shifted by a large negative constant?"""
+    return nonzero(folded) is FALSE or any(
+        part.op == "const" and isinstance(part.args[0], float) and part.args[0] <= -1e3 for part in walk(folded)
+    )
 
 
 def boolean_index(user: fx.Node) -> fx.Node | None:

@@ -155,7 +155,7 @@ _UNARY: dict[str, Slope] = {
     "cos": lambda x, y: unary("neg", unary("sin", x)),
     "erf": lambda x, y: _mul(_number(2 / math.sqrt(math.pi), x), unary("exp", unary("neg", _mul(x, x)))),
     "exp": lambda x, y: y,
-    "expm1": lambda x, y: _add(y, _number(1.0, y)),
+    "expm1": lambda x, y: unary("exp", x),
     "floor": _flat,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,

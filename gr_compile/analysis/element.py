@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis.classify import closed_form
-from gr_compile.analysis.expr import FALSE, TRUE, Expr, Ranges, add, const, ge0, load, make, mul, size, sub, walk
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, Ranges, add, cast, const, ge0, load, make, mul, size, sub, walk
 from gr_compile.constants import Constants
 from gr_compile.sizes import size_expr
 
@@ -57,10 +57,13 @@ class Elements:
         visited: node -> the index tuples at which it was read, since `forget`.
         definitions: load of an integer column -> the expression that defines it (for proofs).
         size_values: name of a size in expressions -> the symbolic size it stands for.
+        masks: inputs that are declared to be masks: their elements are 0 or 1.
         dots: a product over features -> the contraction that computes it, with its operands' indices.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, constants: Constants | None = None) -> None:
+    def __init__(
+        self, graph_module: fx.GraphModule, constants: Constants | None = None, masks: Iterable[fx.Node] = ()
+    ) -> None:
         self.constants = constants or Constants()
         self.ranges = Ranges()
         self.pair: frozenset[str] = frozenset()
@@ -69,6 +72,7 @@ class Elements:
         self.definitions: dict[Expr, Expr] = {}
         self.size_values: dict[str, Any] = {}
         self.dots: dict[Expr, Dot] = {}
+        self.masks = frozenset(masks)
         self._memo: dict[tuple[fx.Node, Indices], Expr | Blocked] = {}
         self._closed: dict[fx.Node, bool] = {}
         self._fresh = 0
@@ -166,6 +170,8 @@ class Elements:
         content = self._constant(node, indices)
         if content is not None:
             return content
+        if node in self.masks and self.dtype(node) != "b":
+            return cast(cast(self.column(node, indices), "b"), self.dtype(node))
         if node.op in ("placeholder", "get_attr"):
             return self.column(node, indices)
         rule, is_view = self._rule(node)

@@ -23,6 +23,7 @@ from gr_compile.analysis.expr import (
     walk,
 )
 
+_LARGE = 1e3  # a factor by which a number can undo an additive mask
 MASKED = -1e4
 """A constant at most this is an additive mask: exp underflows to 0 unless the row's maximum is masked too."""
 
@@ -106,9 +107,29 @@ def _live(logit: Expr, threshold: float) -> Expr:
     return done[logit, 1.0]
 
 
+def _has_large_term(expr: Expr) -> bool:
+    """A number that is not a mask of two constants, times a large constant, may outweigh any shift."""
+    return any(
+        part.op in ("mul", "div") and any(_is_large(a, part.op) for a in part.args) and not _is_choice(part)
+        for part in walk(expr)
+    )
+
+
+def _is_large(expr: Expr, op: str) -> bool:
+    if expr.op != "const" or not isinstance(expr.args[0], float) or expr.args[0] == 0:
+        return False
+    return abs(expr.args[0]) >= _LARGE if op == "mul" else abs(expr.args[0]) <= 1 / _LARGE
+
+
+def _is_choice(expr: Expr) -> bool:
+    return any(a.op == "where" and all(arm.op == "const" for arm in a.args[1:]) for a in expr.args)
+
+
 def _parts(scaled: _Scaled) -> list[_Scaled]:
     """What the question whether `expr * factor` is masked out depends on."""
     (expr, factor), args = scaled, scaled[0].args
+    if expr.op in ("add", "sub") and (abs(factor) >= _LARGE or _has_large_term(expr)):
+        return []  # (1 - m) * -1e9 masks nothing where m, a number, is not 0
     if expr.op in ("add", "maximum", "minimum"):
         return [(args[0], factor), (args[1], factor)]
     if expr.op == "sub":

@@ -32,6 +32,21 @@ def declared_places(pull: Elements, layout: TokenLayout, graph_module: fx.GraphM
     return or_(*found) if found else None
 
 
+def declared_masks(graph_module: fx.GraphModule, config: Config) -> list[fx.Node]:
+    """The inputs that declarations call masks."""
+    inputs = {argument_name(node): node for node in graph_module.graph.find_nodes(op="placeholder")}
+    found = []
+    for name, declared in config.declared.items():
+        if name not in inputs:
+            continue
+        named = inputs.get(declared) if isinstance(declared, str) else None
+        mask = as_padding(declared, None, named.meta["val"] if named is not None else None).mask
+        node = inputs.get(name if mask == "self" else mask) if mask is not None else None
+        if node is not None:
+            found.append(node)
+    return found
+
+
 def argument_name(placeholder: fx.Node) -> str:
     """`L['ids']` -> "ids"; "" for anything that is not an argument of the model."""
     source = str(placeholder.meta.get("gr_source", ""))

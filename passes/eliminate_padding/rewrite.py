@@ -19,7 +19,7 @@ from gr_compile.analysis.operators import kind_of
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
-from gr_compile.passes.eliminate_padding.declared import declared_places, detected_places
+from gr_compile.passes.eliminate_padding.declared import declared_masks, declared_places, detected_places
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
 from gr_compile.passes.eliminate_padding.packed import Packer
@@ -113,8 +113,9 @@ class _Attempt:
     ) -> None:  # fmt: skip
         self.graph_module, self.context, self.witness = graph_module, context, witness
         self.layout = TokenLayout(dims, batch, sequence)
-        self.pull = Elements(graph_module, context.constants)
-        finder = RegionFinder(graph_module, Elements(graph_module, context.constants), dims)
+        masks = declared_masks(graph_module, context.config)
+        self.pull = Elements(graph_module, context.constants, masks)
+        finder = RegionFinder(graph_module, Elements(graph_module, context.constants, masks), dims)
         self.regions: list[Region] = finder.find(batch)
         self.pull.size_values.update(finder.pull.size_values)
         self.places = Places(self.pull, self.layout, witness)

@@ -1,4 +1,4 @@
-"""Every small case at once: expressions evaluated by brute force over all sizes, indices, lengths and masks."""
+"""Every small case at once: expressions by brute force over all sizes, indices, lengths and masks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from gr_compile.analysis.expr import (
     where,
 )
 
-B, I, J = index("b"), index("i"), index("j")
+B, I, J = index("b"), index("i"), index("j")  # noqa: E741
 N = size("N")
 LENGTH = load("len", (B,), "i")
 SLOTS = 3
@@ -57,7 +57,7 @@ def ranges() -> Ranges:
 
 @dataclass
 class Grid:
-    """Assignments: index and size names -> [A] integers; tensor names -> [A, SLOTS], read at the last index."""
+    """Assignments: index and size names -> [A] integers; tensor names -> [A, SLOTS] by the last index."""
 
     values: Mapping[str, torch.Tensor]
 
@@ -118,7 +118,7 @@ class Grid:
 
 @functools.cache
 def small_grid(suffix_closed: bool = False) -> Grid:
-    """All cases with N <= 3: i, j < N, length <= N, a boolean tensor S, an integer tensor ids of zeros and ones."""
+    """All cases with N <= 3: i, j < N, length <= N, a boolean tensor S, and ids of zeros and ones."""
     rows = []
     masks = list(itertools.product((0, 1), repeat=SLOTS))
     closed = [mask for mask in masks if list(mask) == sorted(mask, reverse=True)]

@@ -1,4 +1,4 @@
-"""The decision procedure: what it must prove, what it must not, and a fuzz against brute force that has teeth."""
+"""The decision procedure: what it must prove, what it must not, and a fuzz that catches planted bugs."""
 
 from __future__ import annotations
 
