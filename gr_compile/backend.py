@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 import torch.fx as fx
 from torch._guards import CompileContext
 
+from gr_compile.breaks import break_behind
 from gr_compile.capture import CannotCapture, capture
 from gr_compile.config import Config, ConfigError
 from gr_compile.constants import Constants, ContentGuard
@@ -21,6 +21,7 @@ from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import GraphReport, Miss, Pass, StageEvent
 from gr_compile.inspection.dump import Dumper
 from gr_compile.inspection.inputs import record_inputs
+from gr_compile.modes import WithoutAutocast, ambient_autocast, autocast_as
 from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
 from gr_compile.numerics import NumericsCheck
 from gr_compile.verify import VerificationError, verify_shapes
@@ -36,6 +37,7 @@ class Session:
         reports: one for each graph compiled so far.
         distrusted: sources of buffers whose content changed after it was classified.
         stale: a guard failed; the next call compiles anew.
+        said: what the log has been told already.
         hooks: called after capture, after every pass and at the end; `dumper` is one of them.
     """
 
@@ -47,6 +49,13 @@ class Session:
     reports: list[GraphReport] = field(default_factory=list)
     distrusted: set[str] = field(default_factory=set)
     stale: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, text: str) -> None:
+        """A warning in the log, the first time only."""
+        if text not in self.said:
+            self.said.add(text)
+            log.warning("%s", text)
 
 
 def find_target(name: str) -> Any:
@@ -72,6 +81,8 @@ class Backend:
         pipeline = self.session.pipeline
         while True:
             report = self._new_report(pipeline)
+            if (ended_by := break_behind(graph_module)) is not None:
+                report.graph_breaks.append(ended_by)
             self.session.reports.append(report)
             try:
                 return self._compile(graph_module, inputs, pipeline, report)
@@ -97,13 +108,13 @@ class Backend:
             record_inputs(captured, inputs, [node.name for node in constants.positions])
         self._optimise(captured, inputs, constants, pipeline, report)
         start = time.perf_counter()
-        with _without_autocast():
+        with autocast_as({}):
             compiled = self.target.compile(captured, inputs)
         report.target_milliseconds = (time.perf_counter() - start) * 1e3
         if self.session.dumper is not None:
             self.session.dumper.finish(report)
         guards = constants.guards()
-        run = _WithoutAutocast(compiled) if _autocast_is_on() else compiled
+        run = WithoutAutocast(compiled) if ambient_autocast() else compiled
         return GuardedGraph(run, graph_module, guards, self.session) if guards else run
 
     def _optimise(
@@ -150,9 +161,7 @@ class Backend:
         self, graph_module: fx.GraphModule, inputs: list[Any], report: GraphReport, blocked: CannotCapture
     ) -> Callable[..., Any]:
         report.not_captured = Miss(blocked.reason, blocked.node)
-        said = {str(r.not_captured) for r in self.session.reports[:-1] if r.not_captured is not None}
-        if str(report.not_captured) not in said:
-            log.warning("%s: a region runs as torch.compile would run it: %s", report.model, report.not_captured)
+        self.session.say_once(f"{report.model}: a region runs as torch.compile would run it: {report.not_captured}")
         compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
         return compiled
 
@@ -182,34 +191,3 @@ class GuardedGraph:
             log.info("%s: the content of %s changed; compiling anew", self.session.config.model, guard.source)
         self.session.stale = True
         return self.original.forward(*args)
-
-
-class _WithoutAutocast:
-    """Capture has made autocast's casts explicit: the compiled graph runs without it."""
-
-    def __init__(self, compiled: Callable[..., Any]) -> None:
-        self.compiled = compiled
-
-    def __call__(self, *args: Any) -> Any:
-        with _without_autocast():
-            return self.compiled(*args)
-
-
-def _autocast_is_on() -> bool:
-    return any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    saved = [(device, torch.is_autocast_enabled(device)) for device in ("cpu", "cuda")]
-    try:
-        for device, enabled in saved:
-            if enabled:
-                torch.set_autocast_enabled(device, False)
-        yield
-    finally:
-        for device, enabled in saved:
-            if enabled:
-                torch.set_autocast_enabled(device, True)
-
-

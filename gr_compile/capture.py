@@ -7,8 +7,6 @@ partitioner). A graph that cannot be brought to that form raises `CannotCapture`
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +22,17 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from gr_compile.editor import fake_mode_of
+from gr_compile.modes import AUTOCAST, NO_GRAD, CannotExpand, ambient_autocast, expand_modes, restored_autocast
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
-_AUTOCAST_KEY = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA", "npu": "AutocastPrivateUse1"}
+_MODE_CALLS: dict[Any, str] = {
+    torch.amp.autocast_mode._enter_autocast: "_enter_autocast",
+    torch.amp.autocast_mode._exit_autocast: "_exit_autocast",
+    torch._C._set_grad_enabled: "_set_grad_enabled",
+    torch.autograd.grad_mode._enter_inference_mode: "_enter_inference_mode",
+    torch.autograd.grad_mode._exit_inference_mode: "_exit_inference_mode",
+}
+_IN_PLACE = frozenset(name for name in vars(operator) if name.startswith("i") and name[1:] in vars(operator))
 
 
 class CannotCapture(Exception):
@@ -50,7 +56,10 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
     if fake_mode is None:
         raise CannotCapture("no input is a tensor")
     graph_module = _trace(dynamo_graph, values, fake_mode)
-    _expand_modes(graph_module, fake_mode)
+    try:
+        expand_modes(graph_module, fake_mode)
+    except CannotExpand as error:
+        raise CannotCapture(str(error), error.node) from error
     _drop_metadata_assertions(graph_module)
     _rename_placeholders(dynamo_graph, graph_module)
     graph_module.graph.eliminate_dead_code()
@@ -72,13 +81,17 @@ class _RegionInterpreter(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, marks: dict[str, Any], ids: Iterator[int]) -> None:
         super().__init__(module)
-        self.marks, self.ids, self.current = marks, ids, None
+        self.marks, self.ids = marks, ids
+        self.current: fx.Node | None = None
+        self.watched: list[FunctionalTensor] = []
+        self.mutation: tuple[int, fx.Node] | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
         graph = get_proxy_mode().tracer.graph  # type: ignore[union-attr]
         before = next(reversed(graph.nodes), None)
         result = super().run_node(n)
+        self._watch(n)
         node = next(reversed(graph.nodes), None)
         while node is not None and node is not before and node.op != "root":
             for key, value in self.marks.items():
@@ -88,18 +101,19 @@ class _RegionInterpreter(fx.Interpreter):
             node = node.prev
         return result
 
+    def _watch(self, n: fx.Node) -> None:
+        """Note the first node that changes an input."""
+        if self.mutation is None and _may_write(n):
+            changed = (k for k, value in enumerate(self.watched) if _is_mutated(value))
+            self.mutation = next(((position, n) for position in changed), None)
+
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is torch.amp.autocast_mode._enter_autocast:
-            return self._enter_autocast(*args)
-        if target is torch.amp.autocast_mode._exit_autocast:
-            return self._leave(args[0])
-        if target is torch._C._set_grad_enabled:
-            self.marks.pop("gr_no_grad", None) if args[0] else self.marks.update(gr_no_grad=True)
-            return None
+        if target in _MODE_CALLS:
+            return getattr(self, _MODE_CALLS[target])(*args, **kwargs)
         if target is CHECKPOINT:
             return self._inline_checkpoint(*args, **kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
-            raise CannotCapture(f"the higher-order operator {target.name()} has no functional form here", self.current)
+            raise CannotCapture(f"the higher-order operator {target} has no functional form here", self.current)
         name = getattr(target, "__name__", str(target))
         if name in ("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"):
             raise CannotCapture(f"a functorch transform ({name}) is part of the graph", self.current)
@@ -109,130 +123,94 @@ class _RegionInterpreter(fx.Interpreter):
         self, device: str, dtype: torch.dtype | None, enabled: bool = True, cache: bool | None = None
     ) -> Any:
         dtype = dtype or torch.get_autocast_dtype(device)
-        previous = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), self.marks.copy())
+        previous = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), self.marks.get(AUTOCAST))
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
-        self.marks.update(gr_autocast=(device, dtype, enabled))
+        self._mark(AUTOCAST, ambient_autocast())
         return previous
 
-    def _leave(self, previous: Any) -> None:
-        device, enabled, dtype, marks = previous
+    def _exit_autocast(self, previous: Any) -> None:
+        device, enabled, dtype, mark = previous
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
-        for key in ("gr_autocast",):
+        self._mark(AUTOCAST, mark)
+
+    def _set_grad_enabled(self, enabled: bool) -> None:
+        if enabled and not torch.is_grad_enabled():
+            raise CannotCapture("a region turns gradients on inside no_grad", self.current)
+        self._mark(NO_GRAD, None if enabled else True)
+
+    def _enter_inference_mode(self, enabled: bool) -> Any:
+        """Outside of the region its tensors are ordinary ones that have no history: what no_grad gives."""
+        previous = self.marks.get(NO_GRAD)
+        self._mark(NO_GRAD, True if enabled else previous)
+        return previous
+
+    def _exit_inference_mode(self, previous: Any) -> None:
+        self._mark(NO_GRAD, previous)
+
+    def _mark(self, key: str, value: Any) -> None:
+        if value:
+            self.marks[key] = value
+        else:
             self.marks.pop(key, None)
-            if key in marks:
-                self.marks[key] = marks[key]
 
     def _inline_checkpoint(self, body: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("context_fn") is not None or "_checkpoint_context_fn" in body.meta:
             raise CannotCapture("selective checkpointing (context_fn) stays with torch.compile", self.current)
         marks = {**self.marks, "recompute": CheckpointPolicy.PREFER_RECOMPUTE, "ac_graph_id": next(self.ids)}
-        return _RegionInterpreter(body, marks, self.ids).run(*args)
+        inside = _RegionInterpreter(body, marks, self.ids)
+        inside.watched = self.watched
+        result = inside.run(*args)
+        self.mutation = self.mutation or inside.mutation
+        return result
+
+
+def _may_write(n: fx.Node) -> bool:
+    """By its name: in-place methods end in one underscore, `x[...] = y` and `x += y` are functions of `operator`."""
+    name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
+    in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
+    return in_place or name == "setitem" or (n.op == "call_function" and name in _IN_PLACE) or "out" in n.kwargs
+
+
+def _is_mutated(value: FunctionalTensor) -> bool:
+    torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
+    data: bool = torch._functionalize_has_data_mutation(value.elem)  # type: ignore[attr-defined]
+    return data or torch._functionalize_has_metadata_mutation(value.elem)
 
 
 def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
-    ambient = _ambient_autocast()
-    marks: dict[str, Any] = {"gr_autocast": ambient} if ambient else {}
-    interpreter = _RegionInterpreter(dynamo_graph, marks, itertools.count())
+    ambient = ambient_autocast()
+    interpreter = _RegionInterpreter(dynamo_graph, {AUTOCAST: ambient} if ambient else {}, itertools.count())
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)
-    mutated: list[int] = []
 
     def functional(*args: Any) -> Any:
         with mode:
             wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
+            interpreter.watched = [w for w in wrapped if isinstance(w, FunctionalTensor)]
             outputs = interpreter.run(*wrapped)
-            for position, value in enumerate(wrapped):
-                if isinstance(value, FunctionalTensor):
-                    torch._sync(value)
-                    if torch._functionalize_has_data_mutation(value.elem) or torch._functionalize_has_metadata_mutation(value.elem):
-                        mutated.append(position)
+            if any(_is_mutated(value) for value in interpreter.watched):
+                node = interpreter.mutation[1] if interpreter.mutation else None
+                raise CannotCapture("an input, parameter or buffer is changed in place", node)
             return pytree.tree_map_only(FunctionalTensor, _unwrap, outputs)
 
-    try:
-        with fake_mode, enable_python_dispatcher(), torch.fx.traceback.preserve_node_meta(), _restored_autocast():
-            traced = make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
-    except CannotCapture:
-        raise
-    except Exception as error:
-        raise CannotCapture(f"tracing to functional ATen failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", interpreter.current) from error
-    if mutated:
-        placeholder = list(dynamo_graph.graph.find_nodes(op="placeholder"))[mutated[0]]
-        raise CannotCapture(f"input {placeholder.name} is mutated in place", placeholder)
-    return traced
+    with fake_mode, enable_python_dispatcher(), torch.fx.traceback.preserve_node_meta(), restored_autocast():
+        try:
+            return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
+        except CannotCapture:
+            raise
+        except Exception as error:
+            reason = f"tracing to functional ATen failed: {type(error).__name__}: {_first_line(error)}"
+            raise CannotCapture(reason, interpreter.current) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _unwrap(value: FunctionalTensor) -> torch.Tensor:
-    torch._sync(value)
+    torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
     return torch._from_functional_tensor(value.elem)
-
-
-def _ambient_autocast() -> tuple[str, torch.dtype, bool] | None:
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            return device, torch.get_autocast_dtype(device), True
-    return None
-
-
-@contextlib.contextmanager
-def _restored_autocast() -> Iterator[None]:
-    saved = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-    try:
-        yield
-    finally:
-        for device, enabled, dtype in saved:
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-
-
-# ------------------------------------------------------------------------------- modes become operators
-def _expand_modes(graph_module: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
-    """Autocast marks become casts in front of the operators that autocast knows; no_grad marks become detaches."""
-    from gr_compile.editor import GraphEditor
-
-    editor = GraphEditor(graph_module, fake_mode)
-    for node in list(graph_module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        region = node.meta.pop("gr_autocast", None)
-        if region is not None and region[2]:
-            _insert_casts(editor, node, region[0])
-        if node.meta.pop("gr_no_grad", False):
-            _insert_detach(editor, node)
-
-
-def _insert_casts(editor: Any, node: fx.Node, device: str) -> None:
-    value = node.meta.get("val")
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
-        return
-    key = getattr(torch._C.DispatchKey, _AUTOCAST_KEY[device])
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), key):
-        return
-    if not value.dtype.is_floating_point or value.dtype == torch.float64:
-        return
-
-    def cast(argument: fx.Node) -> fx.Node:
-        held = argument.meta.get("val")
-        eligible = isinstance(held, torch.Tensor) and held.dtype.is_floating_point and held.dtype != torch.float64
-        if not eligible or held.dtype == value.dtype:
-            return argument
-        with editor.at(before=node, like=node):
-            converted: fx.Node = editor.call(torch.ops.aten.to.dtype, argument, value.dtype)
-            return converted
-
-    node.args = fx.map_arg(node.args, cast)
-    node.kwargs = fx.map_arg(node.kwargs, cast)
-
-
-def _insert_detach(editor: Any, node: fx.Node) -> None:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
-        return
-    if node.target is torch.ops.aten.detach.default:
-        return
-    with editor.at(after=node, like=node):
-        detached = editor.call(torch.ops.aten.detach.default, node)
-    node.replace_all_uses_with(detached, delete_user_cb=lambda user: user is not detached)
 
 
 def _drop_metadata_assertions(graph_module: fx.GraphModule) -> None:
@@ -273,12 +251,12 @@ def _check_functional(graph_module: fx.GraphModule) -> None:
 def _check_node(node: fx.Node) -> None:
     target: Any = node.target
     if isinstance(target, torch._ops.HigherOrderOperator):
-        raise CannotCapture(f"the higher-order operator {target.name()} has no functional form here", node)
+        raise CannotCapture(f"the higher-order operator {target} has no functional form here", node)
     if isinstance(target, torch._ops.OpOverload):
         if target._schema.is_mutable:
             raise CannotCapture(f"{target} mutates its input", node)
         return
-    if target in (torch._C._set_grad_enabled, torch.amp.autocast_mode._enter_autocast):
+    if target in _MODE_CALLS:
         raise CannotCapture("a grad-mode or autocast region is left in the graph", node)
     module = getattr(target, "__module__", "") or ""
     if target not in vars(operator).values() and not module.startswith(("torch.sym", "torch", "math", "_operator")):

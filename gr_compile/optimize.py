@@ -5,31 +5,44 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
+import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 import torch
 from torch import nn
 
-from gr_compile.backend import Backend, Session, find_target
-from gr_compile.config import Config, ConfigError, Padding, PaddedOutputs, Verify, check_declared_arguments
-from gr_compile.declare import check_declared_lengths
+from gr_compile.compiled import Compiled, make_session, signature_of
+from gr_compile.config import ConfigError, PaddedOutputs, Padding, Verify, check_declared_arguments
 from gr_compile.graph_pass import GraphReport, Pass
-from gr_compile.inspection.bisect import RewriteLimit
-from gr_compile.inspection.dump import Dumper, check_writable
 from gr_compile.inspection.explain import Explanation
-from gr_compile.inspection.logs import configure_logs, log_event
-from gr_compile.numerics import NumericsError
-from gr_compile.pipeline import Hook, PassError, Pipeline
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 F = TypeVar("F", bound=Callable[..., Any])
-_RECOMPILE_LIMIT = 64  # train, eval, no_grad, autocast, B = 1, N = 1 each take a graph; torch's own limit is 8
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `optimize`."""
+
+    passes: str | Pass | Sequence[str | Pass] | None
+    target: str
+    padding: Mapping[str, int | str | Padding] | Literal["auto", "none"]
+    padded_outputs: PaddedOutputs | None
+    dump: str | None
+    verify: Verify
+    dynamic: bool | None
+    strict: bool
+    expected_fill: float | None
 
 
 @overload
-def optimize(model: F, **options: Any) -> F: ...
+def optimize(model: F, **options: Unpack[Options]) -> F: ...
 @overload
-def optimize(model: None = None, **options: Any) -> Callable[[F], F]: ...
+def optimize(model: None = None, **options: Unpack[Options]) -> Callable[[F], F]: ...
 
 
 def optimize(
@@ -71,7 +84,7 @@ def optimize(
         ConfigError, PipelineError: an argument that cannot be meant.
         DumpError: the dump folder is not writable.
     """
-    options = dict(
+    options = Options(
         passes=passes, target=target, padding=padding, padded_outputs=padded_outputs, dump=dump, verify=verify,
         dynamic=dynamic, strict=strict, expected_fill=expected_fill,
     )  # fmt: skip
@@ -81,8 +94,8 @@ def optimize(
     return _optimize(model, options)
 
 
-def _optimize(model: Any, options: dict[str, Any]) -> Any:
-    if isinstance(model, (OptimizedModule, OptimizedFunction)):
+def _optimize(model: Any, options: Options) -> Any:
+    if _is_optimized(model):
         raise ConfigError("this model is optimised already; optimize its .original to use other options")
     if inspect.isclass(model):
         if not issubclass(model, nn.Module):
@@ -95,68 +108,19 @@ def _optimize(model: Any, options: dict[str, Any]) -> Any:
     raise ConfigError(f"optimize takes modules, nn.Module classes and functions, not {type(model).__name__}")
 
 
-def make_session(options: Mapping[str, Any], name: str) -> Session:
-    """Check all options; nothing is compiled yet."""
-    config = Config(**options, model=name)
-    folder = config.dump or Dumper.folder_from_environment()
-    if folder is not None:
-        check_writable(folder)
-    dumper = Dumper(folder)
-    hooks: list[Hook] = [dumper, log_event]
-    find_target(config.target)
-    configure_logs()
-    limit = RewriteLimit.from_environment()
-    return Session(config, Pipeline.parse(config.passes), hooks, dumper if folder is not None else None, limit.allow)
+def _is_optimized(model: Any) -> bool:
+    if inspect.isclass(model):
+        return issubclass(model, OptimizedModule) or _HANDLE_OF in vars(model)
+    return isinstance(model, (OptimizedModule, OptimizedFunction)) or (
+        hasattr(type(model), _HANDLE_OF) and not isinstance(model, _Twin)
+    )
 
 
-# ------------------------------------------------------------------------------------------------ running
-class Compiled:
-    """A callable together with its session: compiles on the first call, again when a content guard failed."""
-
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any], name: str) -> None:
-        self.function = function
-        self.session = make_session(options, name)
-        self.signature = _signature(function)
-        declared = self.session.config.declared
-        if self.signature is not None:
-            check_declared_arguments(declared, list(self.signature.parameters), name)
-        self._run = self._compile()
-
-    def _compile(self) -> Callable[..., Any]:
-        self.session.stale = False
-        compiled: Callable[..., Any] = torch.compile(
-            self.function, backend=Backend(self.session), dynamic=self.session.config.dynamic
-        )
-        return compiled
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.session.stale:
-            self._run = self._compile()
-        if self.session.config.declared:
-            check_declared_lengths(self.session.config, self.signature, args, kwargs)
-        with torch._dynamo.config.patch(
-            capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, recompile_limit=_RECOMPILE_LIMIT
-        ):
-            try:
-                return self._run(*args, **kwargs)
-            except torch._dynamo.exc.BackendCompilerFailed as failed:
-                if isinstance(failed.inner_exception, (PassError, NumericsError, ConfigError)):
-                    raise failed.inner_exception from None
-                raise
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    target = function.forward if isinstance(function, nn.Module) else function
-    try:
-        return inspect.signature(target)
-    except (TypeError, ValueError):
-        return None
-
-
+# ----------------------------------------------------------------------------------------------- functions
 class OptimizedFunction:
     """An optimised function: called as the original is."""
 
-    def __init__(self, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: Options) -> None:
         functools.update_wrapper(self, function)
         self.original = function
         self._options = options
@@ -168,19 +132,28 @@ class OptimizedFunction:
         return self._compiled(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
-        return _optimize, (self.original, self._options)
+        """A decorated function pickles by its name, as plain functions do; any other with its original."""
+        name = getattr(self, "__qualname__", "")
+        found: Any = sys.modules.get(getattr(self, "__module__", None) or "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else (_optimize, (self.original, self._options))
 
 
+# ------------------------------------------------------------------------------------------------- modules
 class OptimizedModule:
     """Marks an optimised nn.Module: mixed in, in front of the model's own class."""
 
     __slots__ = ()
     _gr_original: nn.Module
     _gr_compiled: Compiled
-    _gr_options: Mapping[str, Any]
+    _gr_options: Options
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """The model's own `__init_subclass__` (a registry, say) does not see our subclass."""
 
     @property
     def original(self) -> nn.Module:
@@ -198,56 +171,67 @@ class OptimizedModule:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _optimize, (self._gr_original, self._gr_options)
 
+    def __copy__(self) -> Any:
+        return _optimize(copy.copy(self._gr_original), self._gr_options)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _optimize(copy.deepcopy(self._gr_original, memo), dict(self._gr_options))
+        return _optimize(copy.deepcopy(self._gr_original, memo), self._gr_options)
 
 
-def _optimize_module(model: nn.Module, options: dict[str, Any]) -> nn.Module:
-    base = type(model)
-    body = {"__slots__": ("_gr_original", "_gr_compiled", "_gr_options"), "__module__": base.__module__}
-    optimized_class = type(base.__name__, (OptimizedModule, base), {**body, "__qualname__": base.__qualname__})
-    fast: Any = object.__new__(optimized_class)
-    object.__setattr__(fast, "__dict__", model.__dict__)
+def _optimize_module(model: nn.Module, options: Options) -> nn.Module:
+    slots = ("_gr_original", "_gr_compiled", "_gr_options")
+    fast: Any = _sharing(model, OptimizedModule, slots)
     object.__setattr__(fast, "_gr_original", model)
     object.__setattr__(fast, "_gr_options", options)
-    object.__setattr__(fast, "_gr_compiled", Compiled(model, options, base.__name__))
+    object.__setattr__(fast, "_gr_compiled", Compiled(model, options, type(model).__name__))
     return fast  # type: ignore[no-any-return]
 
 
-def _optimize_class(model_class: type[nn.Module], options: dict[str, Any]) -> type[nn.Module]:
-    """Instances of the class run optimised; `instance.original` is the same instance, run eagerly."""
-    eager_call = model_class.__call__
+def _sharing(model: nn.Module, mixin: type, slots: tuple[str, ...] = ()) -> nn.Module:
+    """Another object with the model's state, whose class is the model's own behind `mixin`."""
+    base = type(model)
+    body = {"__slots__": slots, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    twin: Any = object.__new__(type(base.__name__, (mixin, base), body))
+    object.__setattr__(twin, "__dict__", model.__dict__)
+    return twin  # type: ignore[no-any-return]
 
-    def twin(self: nn.Module) -> nn.Module:
-        eager: Any = object.__new__(eager_class)
-        object.__setattr__(eager, "__dict__", self.__dict__)
-        return eager  # type: ignore[no-any-return]
 
+# ------------------------------------------------------------------------------------------------- classes
+_HANDLE_OF = "_gr_handle_of"
+
+
+class _Twin:
+    """Marks the eager twin of an instance of a decorated class: the same state, run without compiling."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """The model's own `__init_subclass__` does not see the twin's class."""
+
+
+def _optimize_class(model_class: type[nn.Module], options: Options) -> type[nn.Module]:
+    """Instances run optimised, subclasses' too; `instance.original` is the same instance, run eagerly."""
+    signature = signature_of(model_class.forward)
+    if signature is not None and isinstance(padding := options.get("padding"), Mapping):
+        check_declared_arguments(padding, list(signature.parameters)[1:], model_class.__name__)
+    plain_call = model_class.__call__
+    handles: weakref.WeakKeyDictionary[nn.Module, Compiled] = weakref.WeakKeyDictionary()
+
+    def handle_of(self: nn.Module) -> Compiled:
+        if self not in handles:
+            handles[self] = Compiled(_sharing(self, _Twin), options, type(self).__name__)
+        return handles[self]
+
+    @functools.wraps(plain_call)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return eager_call(self, *args, **kwargs)
-        handle = _handles(self)
-        if handle is None:
-            handle = Compiled(twin(self), options, type(self).__name__)
-            object.__setattr__(self, _HANDLE, handle)
-        return handle(*args, **kwargs)
+        if torch.compiler.is_compiling() or isinstance(self, _Twin):
+            return plain_call(self, *args, **kwargs)
+        return handle_of(self)(*args, **kwargs)
 
-    eager_class = type(model_class.__name__, (model_class,), {"__call__": eager_call, "__module__": model_class.__module__})
     model_class.__call__ = call  # type: ignore[method-assign]
-    model_class.original = property(twin)  # type: ignore[attr-defined]
-    model_class.__getstate__ = _state_without_handle  # type: ignore[method-assign]
+    model_class.original = property(lambda self: handle_of(self).function)  # type: ignore[attr-defined]
+    setattr(model_class, _HANDLE_OF, handle_of)
     return model_class
-
-
-_HANDLE = "_gr_handle"
-
-
-def _handles(module: nn.Module) -> Compiled | None:
-    return module.__dict__.get(_HANDLE)
-
-
-def _state_without_handle(self: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key != _HANDLE}
 
 
 # --------------------------------------------------------------------------------------------- what was done
@@ -271,9 +255,8 @@ def _compiled(fast: Any) -> Compiled:
         return fast._gr_compiled
     if isinstance(fast, OptimizedFunction):
         return fast._compiled
-    if isinstance(fast, nn.Module) and isinstance(getattr(type(fast), "original", None), property):
-        handle = _handles(fast)
-        if handle is None:
-            raise ConfigError(f"{type(fast).__name__} has not run yet; call it once, or pass a batch to explain")
-        return handle
+    if isinstance(fast, types.MethodType) and isinstance(fast.__func__, OptimizedFunction):
+        return fast.__func__._compiled
+    if not inspect.isclass(fast) and hasattr(type(fast), _HANDLE_OF):
+        return getattr(fast, _HANDLE_OF)()  # type: ignore[no-any-return]
     raise ConfigError(f"{type(fast).__name__} does not come from gr_compile.optimize")

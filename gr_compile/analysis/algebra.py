@@ -28,6 +28,11 @@ def terms(expr: Expr) -> dict[Monomial, int]:
     return {(expr,): 1}
 
 
+def sorted_terms(expr: Expr) -> list[tuple[Monomial, int]]:
+    """`terms` in an order that depends on content only, the constant first."""
+    return sorted(terms(expr).items(), key=_term_order)
+
+
 def poly(coefficients: Mapping[Monomial, int]) -> Expr:
     """The integer with these `terms`, in canonical form. Monomials come sorted, as `terms` gives them."""
     kept = sorted(((m, int(c)) for m, c in coefficients.items() if c), key=_term_order)
@@ -180,7 +185,7 @@ def eq0(value: Expr) -> Expr:
     divisor = math.gcd(*(c for m, c in coefficients.items() if m))
     if coefficients.get((), 0) % divisor:
         return FALSE
-    leading = next(c for m, c in sorted(coefficients.items(), key=_term_order) if m)
+    leading = next(c for m, c in sorted_terms(value) if m)
     divisor = divisor if leading > 0 else -divisor
     return make("eq0", (poly({m: c // divisor for m, c in coefficients.items()}),), "b")
 

@@ -169,4 +169,5 @@ def _extremum(op: str, values: list[Expr], ranges: Ranges) -> Expr:
 
 def _at_least(op: str, one: Expr, other: Expr, ranges: Ranges) -> bool:
     """Does `one` make `other` superfluous in the extremum?"""
-    return ranges.ge0(sub(other, one) if op == "minimum" else sub(one, other))
+    difference = sub(other, one) if op == "minimum" else sub(one, other)
+    return ranges.ge0(difference) or implies(ranges, TRUE, ge0(difference))

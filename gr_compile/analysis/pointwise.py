@@ -15,7 +15,20 @@ from typing import Any
 
 import torch
 
-from gr_compile.analysis.algebra import add, and_, choose, eq0, ge0, mul, not_, or_, scale, split_mask, sub
+from gr_compile.analysis.algebra import (
+    add,
+    and_,
+    choose,
+    eq0,
+    ge0,
+    mul,
+    not_,
+    or_,
+    scale,
+    sorted_terms,
+    split_mask,
+    sub,
+)
 from gr_compile.analysis.node import (
     FALSE,
     FLOAT_DTYPES,
@@ -147,8 +160,8 @@ def _as_integers(value: Expr, constant: Expr) -> tuple[Expr, Expr] | None:
 def where(condition: Expr, if_true: Expr, if_false: Expr, dtype: str) -> Expr:
     """`if_true` where `condition`, else `if_false`, both cast to `dtype`."""
     if_true, if_false = _rounded_const(cast(if_true, dtype)), _rounded_const(cast(if_false, dtype))
-    if condition.op == "not":
-        condition, if_true, if_false = condition.args[0], if_false, if_true
+    if condition.op == "not" or _is_flipped(condition):
+        condition, if_true, if_false = not_(condition), if_false, if_true
     if if_true.op == "where" and if_true.args[0] is condition:
         if_true = if_true.args[1]
     if if_false.op == "where" and if_false.args[0] is condition:
@@ -167,6 +180,11 @@ def where(condition: Expr, if_true: Expr, if_false: Expr, dtype: str) -> Expr:
     if if_true is zero and if_false is one:
         return cast(not_(condition), dtype)
     return make("where", (condition, if_true, if_false), dtype)
+
+
+def _is_flipped(condition: Expr) -> bool:
+    """A choice uses that of `p >= 0` and its negation whose first coefficient is positive."""
+    return condition.op == "ge0" and next(c for m, c in sorted_terms(condition.args[0]) if m) < 0
 
 
 def cast(value: Expr, dtype: str) -> Expr:

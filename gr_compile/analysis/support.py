@@ -19,6 +19,7 @@ from gr_compile.analysis.expr import (
     eq0,
     is_mask_cast,
     not_,
+    operands_of,
     or_,
     walk,
 )
@@ -85,34 +86,49 @@ _Scaled: TypeAlias = tuple[Expr, float]
 
 def live(logit: Expr) -> Live:
     """What follows from `logit`, an operand of a softmax, not being masked out."""
-    exact = _live(logit, -math.inf)
-    relaxed = _live(logit, MASKED)
+    exact = _live(logit, -math.inf, set())
+    relaxed = and_(exact, _live(logit, MASKED, _large_terms(logit)))
     if relaxed is exact or relaxed is FALSE:  # a constant shift of the whole row masks nothing
         return Live(exact, False)
     return Live(relaxed, True)
 
 
-def _live(logit: Expr, threshold: float) -> Expr:
-    """What `not (logit <= threshold)` implies, evaluated without recursion over (expression, factor)."""
+def _live(logit: Expr, threshold: float, large: set[Expr]) -> Expr:
+    """What `not (logit <= threshold)` implies, evaluated without recursion over (expression, factor).
+
+    `large`: sums that have one of these as a part are not bounded by their additive masks.
+    """
     done: dict[_Scaled, Expr] = {}
     stack: list[_Scaled] = [(logit, 1.0)]
     while stack:
         scaled = stack[-1]
-        waiting = [part for part in _parts(scaled) if part not in done]
+        unbounded = scaled[0].op in ("add", "sub") and (scaled[0] in large or _is_huge(scaled[1], threshold))
+        parts = [] if unbounded else _parts(scaled)
+        waiting = [part for part in parts if part not in done]
         if waiting:
             stack.extend(waiting)
         else:
             stack.pop()
-            done[scaled] = _combine(scaled, [done[part] for part in _parts(scaled)], threshold)
+            done[scaled] = _combine(scaled, [done[part] for part in parts], threshold)
     return done[logit, 1.0]
 
 
-def _has_large_term(expr: Expr) -> bool:
-    """A number that is not a mask of two constants, times a large constant, may outweigh any shift."""
-    return any(
-        part.op in ("mul", "div") and any(_is_large(a, part.op) for a in part.args) and not _is_choice(part)
-        for part in walk(expr)
-    )
+def _is_huge(factor: float, threshold: float) -> bool:
+    return abs(factor) >= _LARGE and threshold != -math.inf
+
+
+def _large_terms(expr: Expr) -> set[Expr]:
+    """The nodes with a number times a large constant below.
+
+    `(1 - m) * -1e9` masks nothing where m, a number, is not 0, and outweighs any shift. Where m is a boolean,
+    the product is a choice of constants, and no product any more.
+    """
+    found: set[Expr] = set()
+    for node in walk(expr):
+        product = node.op in ("mul", "div") and any(_is_large(x, node.op) for x in node.args)
+        if product or any(x in found for x in operands_of(node.args)):
+            found.add(node)
+    return found
 
 
 def _is_large(expr: Expr, op: str) -> bool:
@@ -121,15 +137,9 @@ def _is_large(expr: Expr, op: str) -> bool:
     return abs(expr.args[0]) >= _LARGE if op == "mul" else abs(expr.args[0]) <= 1 / _LARGE
 
 
-def _is_choice(expr: Expr) -> bool:
-    return any(a.op == "where" and all(arm.op == "const" for arm in a.args[1:]) for a in expr.args)
-
-
 def _parts(scaled: _Scaled) -> list[_Scaled]:
     """What the question whether `expr * factor` is masked out depends on."""
     (expr, factor), args = scaled, scaled[0].args
-    if expr.op in ("add", "sub") and (abs(factor) >= _LARGE or _has_large_term(expr)):
-        return []  # (1 - m) * -1e9 masks nothing where m, a number, is not 0
     if expr.op in ("add", "maximum", "minimum"):
         return [(args[0], factor), (args[1], factor)]
     if expr.op == "sub":

@@ -1,4 +1,4 @@
-"""The documents' Python runs, block after block; the example of a pass installs, is found and passes its tests."""
+"""The documents' Python runs; the example of a pass installs, is found, and passes its tests."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import pytest
 from documents import DOCUMENTS, ROOT, blocks
 
 EXAMPLES = ROOT / "docs" / "examples"
-# A document's blocks are one program. Target "eager" compiles in a tenth of the time; README runs as it stands.
-EAGER = "import functools, gr_compile\ngr_compile.optimize = functools.partial(gr_compile.optimize, target='eager')\n"
+# Target "eager" compiles in a tenth of the time; README runs as it stands.
+EAGER = """
+import functools, gr_compile
+gr_compile.optimize = functools.partial(gr_compile.optimize, target="eager")
+"""
 WITH_PYTHON = [
     document
     for document in DOCUMENTS
@@ -48,7 +51,7 @@ def test_python_of_a_document_runs(document, tmp_path):
     script = tmp_path / f"{document.stem.replace('-', '_')}.py"
     script.write_text(program(document))
     head = "" if document.name == "README.md" else EAGER
-    starter = f"{head}import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')"
+    starter = f"{head}\nimport runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')"
     run(sys.executable, "-c", starter, cwd=tmp_path, paths=(folder, folder / "hoist_scale"))
 
 
@@ -64,10 +67,13 @@ def test_the_pass_is_found_once_it_is_installed(tmp_path):
     listed = run(sys.executable, "-m", "gr_compile.cli", "passes", cwd=tmp_path, paths=(site,))
     assert "hoist-scale  (forward, reassociates)" in listed
     assert "{min-widening=2.0}: least ratio of the linear's output features to its input features" in listed
-    code = "from gr_compile.pipeline import Pipeline; print(Pipeline.parse('default,hoist-scale{min-widening=4}').text())"
+    pipeline = "Pipeline.parse('default,hoist-scale{min-widening=4}').text()"
+    code = f"from gr_compile.pipeline import Pipeline; print({pipeline})"
     text = run(sys.executable, "-c", code, cwd=tmp_path, paths=(site,)).strip()
     names = re.sub(r"\{[^}]*\}", "", text).split(",")
-    assert "hoist-scale{min-widening=4.0}" in text and names.index("canonicalize") < names.index("hoist-scale")
+    assert "hoist-scale{min-widening=4.0}" in text and names.index("canonicalize") < names.index(
+        "hoist-scale"
+    )
 
 
 def test_explain_of_the_example_model(tmp_path):

@@ -1,4 +1,4 @@
-"""The package: a user's own `passes`, `lowering` and `model_zoo` stay theirs; wheel and sdist hold real folders."""
+"""The package: a user's own `passes` and `model_zoo` stay theirs; wheel and sdist hold real folders."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_links_in_the_tree():
 # ------------------------------------------------------------------------------------- wheel and sdist
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[Path, Path]:
-    """(wheel, sdist), built from a copy of the tree; the wheel is built from the sdist, as a user's would be."""
+    """(wheel, sdist), built from a copy of the tree; the wheel from the sdist, as a user's would be."""
     pytest.importorskip("build")
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("package")

@@ -1,0 +1,1 @@
+"""Random small padded models, as source text, compared with eager execution."""

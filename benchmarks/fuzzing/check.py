@@ -1,0 +1,200 @@
+"""Runs a generated model eagerly and optimised; says what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import logging
+import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import gr_compile
+from fuzzing.batches import make_batch
+
+_TOLERANCE = {"train": (1e-9, 1e-7), "eval": (1e-9, 1e-7), "no_grad": (1e-9, 1e-7), "autocast": (0.05, 0.3)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong: `kind` is "crash", "fallback", "forward" or "gradient"."""
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}"
+
+
+@dataclass
+class Outcome:
+    """A checked model. `invalid`: eager execution or torch.compile itself cannot run it."""
+
+    failure: Failure | None
+    packed: bool = False
+    fused: bool = False
+    invalid: str = ""
+
+
+def load(text: str, name: str = "fuzz_model") -> types.ModuleType:
+    """The module of a source text; tracebacks show its lines."""
+    path = f"<{name}>"
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    module = types.ModuleType(name)
+    exec(compile(text, path, "exec"), module.__dict__)
+    return module
+
+
+def check_text(text: str) -> Outcome:
+    """Check the model of a source text."""
+    module = load(text)
+    return check(module.Model, module.BATCHES, module.DYNAMIC, module.MODE)
+
+
+def check(model_class: type[nn.Module], batches: list[dict[str, Any]], dynamic: bool | None, mode: str) -> Outcome:
+    """Compare all outputs and gradients of the model on every batch with eager execution."""
+    torch._dynamo.reset()
+    dtype = torch.float32 if mode == "autocast" else torch.float64
+    torch.manual_seed(0)
+    model = model_class().to(dtype).train(mode != "eval")
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            eager = [_run(model, model, spec, mode, dtype) for spec in batches]
+        except Exception as error:
+            return Outcome(None, invalid=f"eager: {type(error).__name__}: {str(error)[:200]}")
+        fast = gr_compile.optimize(model, target="eager", dynamic=dynamic)
+        failure = _compared(fast, model, batches, mode, dtype, eager)
+        if failure is not None:
+            why = _torch_fails_too(model, batches, mode, dtype, dynamic, eager)
+            if why:
+                return Outcome(None, invalid=why)
+    reports = gr_compile.report(fast)
+    ran = [record for report in reports for record in report.passes if record.changed]
+    names = {record.name for record in ran}
+    return Outcome(failure, "eliminate-padding" in names, "fuse-jagged-attention" in names)
+
+
+Results = tuple[list[Any], list[torch.Tensor | None]]
+
+
+def _run(model: nn.Module, call: Any, spec: dict[str, Any], mode: str, dtype: torch.dtype) -> Results:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.zero_grad(set_to_none=True)
+    inputs = make_batch(spec, dtype)
+    with torch.no_grad() if mode == "no_grad" else torch.enable_grad(), _cast(mode):
+        outputs = list(call(*inputs))
+    if mode != "no_grad":
+        _loss(outputs).backward()  # type: ignore[no-untyped-call]
+    leaves = [*model.parameters(), *(i for i in inputs if i.requires_grad)]
+    gradients = [None if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
+    model.load_state_dict(state)
+    return [o.detach() if isinstance(o, torch.Tensor) else o for o in outputs], gradients
+
+
+def _cast(mode: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
+
+
+def _loss(outputs: list[Any]) -> torch.Tensor:
+    """A sum of all outputs with weights of their own."""
+    total = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for number, output in enumerate(outputs):
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+            total = total + (output.double() * weights).sum()
+    return total
+
+
+def _compared(
+    call: Any, model: nn.Module, batches: list[dict[str, Any]], mode: str, dtype: torch.dtype, eager: list[Results]
+) -> Failure | None:
+    for number, (spec, wanted) in enumerate(zip(batches, eager)):
+        with _errors_logged() as errors:
+            try:
+                got = _run(model, call, spec, mode, dtype)
+            except Exception as error:
+                return Failure("crash", f"batch {number}: {type(error).__name__}: {error}\n{_frames(error)}")
+        if errors:
+            return Failure("fallback", f"batch {number}: {errors[0]}")
+        failure = _difference(got, wanted, mode)
+        if failure is not None:
+            return Failure(failure.kind, f"batch {number}: {failure.what}")
+    return None
+
+
+def _frames(error: BaseException) -> str:
+    chain: BaseException | None = error
+    lines: list[str] = []
+    while chain is not None:
+        lines += [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(chain.__traceback__)][-6:]
+        chain = chain.__cause__ or chain.__context__
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _errors_logged() -> Iterator[list[str]]:
+    """Fallbacks of our own passes are logged as errors."""
+    found: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler, log = Collect(level=logging.ERROR), logging.getLogger("gr_compile")
+    log.addHandler(handler)
+    try:
+        yield found
+    finally:
+        log.removeHandler(handler)
+
+
+def _difference(got: Results, wanted: Results, mode: str) -> Failure | None:
+    forward, backward = _TOLERANCE[mode]
+    if len(got[0]) != len(wanted[0]):
+        return Failure("forward", "another number of outputs")
+    for number, (a, b) in enumerate(zip(got[0], wanted[0])):
+        if not isinstance(b, torch.Tensor):
+            if a != b:
+                return Failure("forward", f"output {number}: {a} instead of {b}")
+            continue
+        problem = _unequal(a, b, forward, 1e-12)
+        if problem:
+            return Failure("forward", f"output {number}: {problem}")
+    scale = max((float(torch.nan_to_num(g).norm()) for g in wanted[1] if g is not None), default=0.0)
+    for number, (a, b) in enumerate(zip(got[1], wanted[1])):
+        if (a is None) != (b is None):
+            if torch.count_nonzero(b if a is None else a):
+                return Failure("gradient", f"gradient {number}: one of them is missing")
+            continue
+        problem = _unequal(a, b, backward, backward * scale) if a is not None and b is not None else ""
+        if problem:
+            return Failure("gradient", f"gradient {number}: {problem}")
+    return None
+
+
+def _unequal(a: torch.Tensor, b: torch.Tensor, relative: float, absolute: float) -> str:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return f"{a.dtype}{list(a.shape)} instead of {b.dtype}{list(b.shape)}"
+    if not a.dtype.is_floating_point:
+        return "" if torch.equal(a, b) else f"{int((a != b).sum())} values differ"
+    finite = torch.isfinite(b)
+    if not torch.equal(torch.nan_to_num(a[~finite], 7.0), torch.nan_to_num(b[~finite], 7.0)) or not torch.isfinite(a[finite]).all():
+        return f"NaN or infinity at other places ({int(a.isnan().sum())} NaN instead of {int(b.isnan().sum())} of {b.numel()})"
+    error, norm = float((a[finite] - b[finite]).double().norm()), float(b[finite].double().norm())
+    return "" if error <= relative * norm + absolute else f"error {error:.3g} of norm {norm:.3g}"
+
+
+def _torch_fails_too(
+    model: nn.Module, batches: list[dict[str, Any]], mode: str, dtype: torch.dtype, dynamic: bool | None, eager: list[Results]
+) -> str:  # fmt: skip
+    """Why torch.compile, without anything of ours, does not run this model as eager execution does; "" where it does."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, recompile_limit=64):
+        failure = _compared(torch.compile(model, backend="aot_eager", dynamic=dynamic), model, batches, mode, dtype, eager)
+    return f"torch.compile: {failure}" if failure is not None else ""
