@@ -35,7 +35,8 @@ class Session:
 
     Attributes:
         reports: one for each graph compiled so far.
-        distrusted: sources of buffers whose content changed after it was classified.
+        changed: sources of buffers whose content changed after it was classified.
+        distrusted: sources of buffers whose content changed again; they are inputs like any other.
         stale: a guard failed; the next call compiles anew.
         said: what the log has been told already.
         hooks: called after capture, after every pass and at the end; `dumper` is one of them.
@@ -47,9 +48,18 @@ class Session:
     dumper: Dumper | None = None
     allow: Callable[..., bool] = lambda what, where=None: True
     reports: list[GraphReport] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
     distrusted: set[str] = field(default_factory=set)
     stale: bool = False
     said: set[str] = field(default_factory=set)
+
+    def content_changed(self, sources: Sequence[str]) -> None:
+        """Classified contents have changed: classify them anew, and what changes again, never."""
+        self.stale = True
+        for source in sources:
+            log.info("%s: the content of %s changed; compiling anew", self.config.model, source)
+        self.distrusted |= self.changed & set(sources)
+        self.changed |= set(sources)
 
     def say_once(self, text: str) -> None:
         """A warning in the log, the first time only."""
@@ -87,11 +97,20 @@ class Backend:
             try:
                 return self._compile(graph_module, inputs, pipeline, report)
             except PassError as error:
-                if self.session.config.strict or not _is_our_own(error.culprit):
+                blamed = self._blamed(error, pipeline, report)
+                if self.session.config.strict or not blamed or not all(map(_is_our_own, blamed)):
                     raise
                 report.passes_failed = str(error)
-                log.error("%s compiles without it: %s", report.model, error)
-                pipeline = Pipeline(tuple(p for p in pipeline.passes if p is not error.culprit))
+                log.error("%s compiles without %s: %s", report.model, ", ".join(p.name for p in blamed), error)
+                pipeline = Pipeline(tuple(item for item in pipeline.passes if item not in blamed))
+
+    @staticmethod
+    def _blamed(error: PassError, pipeline: Pipeline, report: GraphReport) -> list[Pass]:
+        """The pass that the error names, or all that changed the graph."""
+        if error.culprit is not None:
+            return [error.culprit]
+        changed = {record.name for record in report.passes if record.changed}
+        return [item for item in pipeline.passes if item.name in changed]
 
     def _compile(
         self, graph_module: fx.GraphModule, inputs: list[Any], pipeline: Pipeline, report: GraphReport
@@ -108,14 +127,26 @@ class Backend:
             record_inputs(captured, inputs, [node.name for node in constants.positions])
         self._optimise(captured, inputs, constants, pipeline, report)
         start = time.perf_counter()
-        with autocast_as({}):
-            compiled = self.target.compile(captured, inputs)
+        compiled = self._lower(captured, inputs, report)
         report.target_milliseconds = (time.perf_counter() - start) * 1e3
         if self.session.dumper is not None:
             self.session.dumper.finish(report)
         guards = constants.guards()
         run = WithoutAutocast(compiled) if ambient_autocast() else compiled
         return GuardedGraph(run, graph_module, guards, self.session) if guards else run
+
+    def _lower(self, captured: fx.GraphModule, inputs: Sequence[Any], report: GraphReport) -> Callable[..., Any]:
+        try:
+            with autocast_as({}):
+                compiled: Callable[..., Any] = self.target.compile(captured, inputs)
+                return compiled
+        except (torch._dynamo.exc.RestartAnalysis, torch._dynamo.exc.SkipFrame):
+            raise
+        except Exception as error:
+            if not any(record.changed for record in report.passes):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise PassError(f"target {report.target} rejects the graph after {report.pipeline}: {reason}") from error
 
     def _optimise(
         self, captured: fx.GraphModule, inputs: Sequence[Any], constants: Constants, pipeline: Pipeline,
@@ -160,15 +191,26 @@ class Backend:
     def _run_as_torch_compile_would(
         self, graph_module: fx.GraphModule, inputs: list[Any], report: GraphReport, blocked: CannotCapture
     ) -> Callable[..., Any]:
-        report.not_captured = Miss(blocked.reason, blocked.node)
+        report.not_captured = Miss(blocked.reason, _with_source(blocked.node))
         self.session.say_once(f"{report.model}: a region runs as torch.compile would run it: {report.not_captured}")
         compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
         return compiled
 
 
-def _is_our_own(culprit: Pass | None) -> bool:
-    """A defect of our own pass must not stop a model that torch.compile can run; a user's own pass must say so."""
-    return culprit is not None and type(culprit).__module__.startswith("gr_compile.passes.")
+def _with_source(node: fx.Node | None) -> fx.Node | None:
+    """The node, or the nearest one (its users first) that knows its source line: mode calls and inputs do not."""
+    candidate = node
+    while candidate is not None and candidate.op != "root":
+        for found in (candidate, *candidate.users):
+            if found.meta.get("stack_trace"):
+                return found
+        candidate = candidate.next
+    return node
+
+
+def _is_our_own(culprit: Pass) -> bool:
+    """A defect of our own pass must not stop a model that torch.compile can run; a user's own must be heard of."""
+    return type(culprit).__module__.startswith("gr_compile.passes.")
 
 
 class GuardedGraph:
@@ -187,7 +229,6 @@ class GuardedGraph:
         broken = [guard for guard in self.guards if not guard.holds(args[guard.position])]
         if not broken:
             return self.compiled(*args)
-        for guard in broken:
-            log.info("%s: the content of %s changed; compiling anew", self.session.config.model, guard.source)
-        self.session.stale = True
+        if not self.session.stale:
+            self.session.content_changed([guard.source for guard in broken])
         return self.original.forward(*args)

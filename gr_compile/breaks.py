@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.fx as fx
-from torch._dynamo.output_graph import graph_break_reasons
-from torch._dynamo.utils import get_compilation_metrics
+from torch._dynamo.utils import get_compilation_metrics, graph_break_reasons
 
 from gr_compile.graph_pass import Miss, SourceLine
 
+_EXPLANATION = re.compile(r"^\s*Explanation: (?P<text>.*)$", re.MULTILINE)
 _HINT = re.compile(r"^\s*Hint: (?P<hint>.*(?:\n(?!\s*(?:Hint:|Developer|$)).*)*)", re.MULTILINE)
 
 
@@ -58,7 +58,8 @@ def _headline(text: str) -> str:
     first = text.strip().splitlines()[0] if text.strip() else "no reason given"
     if first.startswith("generic_jump"):
         return "a branch of the program depends on the content of a tensor"
-    return first
+    explained = _EXPLANATION.search(text)
+    return f"{first}: {explained['text'].strip()}" if explained else first
 
 
 def _hint(text: str) -> str:

@@ -52,12 +52,13 @@ class Compiled:
         # One object for all calls: each config.patch() makes a context variable, which Python never frees.
         self._settings = torch._dynamo.config.patch(
             capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, skip_nnmodule_hook_guards=False
-        )  # type: ignore[no-untyped-call]
+        )
         self._run = self._compile()
 
     def _compile(self) -> Callable[..., Any]:
         self.session.stale = False
-        compiled: Any = torch.compile(
+        make: Any = torch.compile  # its overloads do not know the last two arguments
+        compiled = make(
             self.function, backend=Backend(self.session), dynamic=self.session.config.dynamic,
             recompile_limit=_RECOMPILE_LIMIT, isolate_recompiles=True,
         )  # fmt: skip

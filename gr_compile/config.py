@@ -104,7 +104,7 @@ def check_declared_arguments(declared: Mapping[str, int | str | Padding], argume
         if isinstance(value, str) and value != "self":
             used.append(value)
         if isinstance(value, Padding):
-            used += [other for other in (value.mask, value.lengths) if other not in (None, "self")]  # type: ignore[misc]
+            used += [other for other in (value.mask, value.lengths) if other not in (None, "self")]
         for unknown in (u for u in used if u not in arguments):
             close = difflib.get_close_matches(unknown, arguments, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

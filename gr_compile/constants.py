@@ -2,6 +2,7 @@
 
 Buffers reach a backend as placeholders, and Dynamo does not guard their content. Whatever an analysis reads here is
 noted; the compiled graph then checks object identity and `_version` (inference tensors: content) before each run.
+A write through `.data` moves no version; nothing in torch sees it, and neither does this guard.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 _LARGEST = 1 << 26  # elements: a larger buffer is not read
+_LARGEST_HASHED = 1 << 22  # bytes: an inference tensor has no version, its content is hashed before each run
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Constants:
         value = self.tensors.get(node)
         if value is None or value.numel() > _LARGEST:
             return None
+        if value.is_inference() and value.numel() * value.element_size() > _LARGEST_HASHED:
+            return None
         self.used.add(node)
         return value.detach()
 
@@ -67,6 +71,8 @@ class Constants:
 
 def _is_constant(source: str, value: Any) -> bool:
     if not isinstance(value, torch.Tensor) or isinstance(value, (torch.nn.Parameter, FakeTensor)) or value.requires_grad:
+        return False
+    if value.layout is not torch.strided or value.is_quantized:
         return False
     return "_buffers[" in source or source.startswith(("L['self'].", "G["))
 
@@ -102,6 +108,8 @@ def _version(tensor: torch.Tensor) -> int | None:
 
 def digest(tensor: torch.Tensor) -> bytes:
     """A digest of dtype, shape and bytes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor.reshape(-1)
-    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(head + flat.numpy().tobytes() if tensor.numel() else head).digest()
+    found = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    if tensor.numel():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(flat.view(torch.uint8).numpy().data)
+    return found.digest()

@@ -156,7 +156,7 @@ class GraphEditor:
         """A node or constant for a size given as an int, a SymInt or a sympy expression."""
         if isinstance(extent, torch.SymInt):
             return self.symbol(extent)
-        return int(extent) if isinstance(extent, int) else self._symbol_expr(size_expr(extent))  # type: ignore[no-any-return]
+        return int(extent) if isinstance(extent, int) else self._symbol_expr(size_expr(extent))
 
     def symbol(self, extent: torch.SymInt) -> fx.Node | int:
         """A node for a symbolic integer: a placeholder, a size of a value that stands before, or arithmetic on these."""
@@ -165,11 +165,11 @@ class GraphEditor:
             return int(expr)
         return self._symbol_expr(expr)
 
-    def _symbol_expr(self, expr: Any) -> Any:
+    def _symbol_expr(self, expr: Any) -> fx.Node | int:
         """Inputs first, then arithmetic on inputs, and only then sizes of computed values."""
         if expr.is_Integer:
             return int(expr)
-        found = self._find_size(expr, inputs_only=True)
+        found: fx.Node | None = self._find_size(expr, inputs_only=True)
         if found is not None:
             return found
         if expr.args:
@@ -182,20 +182,20 @@ class GraphEditor:
             raise ValueError(f"no value in front of the insertion point has the size {expr}")
         return found
 
-    def _fold(self, expr: Any, parts: list[Any]) -> Any:
-        function = operator.add if expr.is_Add else operator.mul if expr.is_Mul else None
+    def _fold(self, expr: Any, parts: list[fx.Node | int]) -> fx.Node | int:
+        function: Any = operator.add if expr.is_Add else operator.mul if expr.is_Mul else None
         if function is None:
             name = type(expr).__name__
             function = {"FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}.get(name)
         if function is None:
             raise ValueError(f"cannot spell the size {expr} as graph nodes")
-        result = parts[0]
+        result: Any = parts[0]
         for part in parts[1:]:
             plain = not isinstance(result, fx.Node) and not isinstance(part, fx.Node)
             result = function(result, part) if plain else self.call(function, result, part)
         return result
 
-    def _find_size(self, expr: Any, *, inputs_only: bool) -> Any:
+    def _find_size(self, expr: Any, *, inputs_only: bool) -> fx.Node | None:
         before = [node for node in self._nodes_before() if not inputs_only or node.op == "placeholder"]
         for node in before:
             value = node.meta.get("val")

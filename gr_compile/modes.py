@@ -111,7 +111,7 @@ def _is_cast(value: Any) -> bool:
 
 def _has_kernel(target: torch._ops.OpOverload, key: str) -> bool:
     found = getattr(torch._C.DispatchKey, key, None)
-    return found is not None and torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), found)
+    return found is not None and torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), found)
 
 
 def _casts_inside(
@@ -139,23 +139,24 @@ def _casts_inside(
     raise CannotExpand(node)
 
 
-class _Steps(TorchDispatchMode):
-    """Notes each operator that runs, with the dtypes of its results; copies to another dtype do not count."""
+class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes each operator that computes, with the dtypes of its results; views and copies do not count."""
 
     def __init__(self, log: list[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func not in _COPIES:
-            self.log.append((func, [v.dtype for v in pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]))
+        dtypes = [value.dtype for value in pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+        if dtypes and func not in _COPIES and not func.is_view:
+            self.log.append((func, dtypes))
         return result
 
 
 def _cast_operands(editor: GraphEditor, node: fx.Node, dtype: torch.dtype) -> None:
     def cast(argument: fx.Node) -> fx.Node:
-        held = argument.meta.get("val")
+        held: Any = argument.meta.get("val")
         if not _is_cast(held) or held.dtype == dtype:
             return argument
         with editor.at(before=node, like=node):

@@ -18,14 +18,16 @@ import torch
 import torch.fx as fx
 
 from gr_compile.editor import GraphEditor
-from gr_compile.graph_pass import NUMERICS, GraphReport, Match, Miss, Pass, PassRecord, PassResult, StageEvent
+from gr_compile.graph_pass import NUMERICS, GraphReport, Match, Miss, Numerics, Pass, PassRecord, PassResult, StageEvent
 from gr_compile.verify import VerificationError, verify_shapes
 
 if TYPE_CHECKING:
     from gr_compile.config import Config
     from gr_compile.constants import Constants
 
-PRESETS: dict[str, str | None] = {"none": None, "bitwise": "bitwise", "default": "reassociates", "all": "approximates"}
+PRESETS: dict[str, Numerics | None] = {
+    "none": None, "bitwise": "bitwise", "default": "reassociates", "all": "approximates",
+}  # fmt: skip
 _ITEM = re.compile(r"\s*(?P<minus>-?)(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<options>[^}]*)\})?\s*")
 Hook = Callable[[StageEvent], None]
 
@@ -162,7 +164,7 @@ def _preset(name: str) -> list[Pass]:
     limit = PRESETS[name]
     if limit is None:
         return []
-    allowed = NUMERICS[: NUMERICS.index(limit) + 1]  # type: ignore[arg-type]
+    allowed = NUMERICS[: NUMERICS.index(limit) + 1]
     return [pass_class() for pass_class in list_passes() if pass_class.numerics in allowed]
 
 
@@ -193,7 +195,7 @@ def _with_options(pass_class: type[Pass], text: str) -> Pass:
 
 
 def _convert(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
-    kind = type(option.default)
+    kind: type[Any] = type(option.default)
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]

@@ -16,7 +16,7 @@ Monomial: TypeAlias = tuple[Expr, ...]
 
 
 def _term_order(term: tuple[Monomial, int]) -> tuple[int, list[tuple[str, str, bytes]]]:
-    return len(term[0]), [order(atom) for atom in term[0]]
+    return len(term[0]), [atom.rank for atom in term[0]]
 
 
 def terms(expr: Expr) -> dict[Monomial, int]:
@@ -58,12 +58,17 @@ def add(*parts: Expr) -> Expr:
 
 def scale(expr: Expr, factor: int) -> Expr:
     """The integer `factor * expr`."""
+    if expr.op == "poly" and len(expr.args) > 1 and factor:
+        return make("poly", tuple((m, c * factor) for m, c in expr.args), "i")  # sorted already
     return poly({monomial: coefficient * factor for monomial, coefficient in terms(expr).items()})
 
 
 def sub(left: Expr, right: Expr) -> Expr:
     """The integer `left - right`."""
-    return add(left, scale(right, -1))
+    total = terms(left)
+    for monomial, coefficient in terms(right).items():
+        total[monomial] = total.get(monomial, 0) - coefficient
+    return poly(total)
 
 
 def mul(left: Expr, right: Expr) -> Expr:

@@ -159,9 +159,11 @@ class Elements:
         return known
 
     def scalar(self, value: Any) -> Expr:
-        """A Python number or symbolic size as an expression."""
-        if isinstance(value, (bool, float)):
+        """A Python number or symbolic size as an expression; a float is a double, whatever it is combined with."""
+        if isinstance(value, bool):
             return const(value)
+        if isinstance(value, float):
+            return const(value, "f64")
         if isinstance(value, (int, torch.SymInt)):
             return self.extent(value)
         raise Blocked(f"{type(value).__name__} is no scalar")

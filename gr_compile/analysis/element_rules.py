@@ -14,6 +14,7 @@ from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import (
     FALSE,
+    FLOAT_DTYPES,
     Expr,
     add,
     and_,
@@ -67,10 +68,17 @@ def _unary_rule(name: str) -> Rule:
     return rule
 
 
+def _operand(pull: Elements, operand: Any, node: fx.Node, indices: Indices, dtype: str) -> Expr:
+    """A Python float takes part in arithmetic of any float dtype as it is written: torch does not round it."""
+    if isinstance(operand, float) and dtype in FLOAT_DTYPES:
+        return const(operand, dtype)
+    return pull.broadcast(operand, node, indices)
+
+
 def _binary_rule(name: str) -> Rule:
     def rule(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-        left, right = (pull.broadcast(a, node, indices) for a in node.args[:2])
         dtype = pull.dtype(node)
+        left, right = (_operand(pull, a, node, indices, dtype) for a in node.args[:2])
         factor = ops.argument(node, 2, "alpha", 1) if name in ("add", "sub") else 1
         if factor != 1:
             right = binary("mul", right, const(factor) if right.dtype == "i" else const(float(factor), dtype), dtype)
@@ -141,7 +149,9 @@ def _power(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 def _compare_rule(name: str) -> Rule:
     def rule(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
         left, right = (pull.broadcast(a, node, indices) for a in node.args[:2])
-        if right.op == "const" and left.dtype not in ("b", right.dtype) and not (left.dtype == "i" and right.dtype != "i"):
+        if isinstance(node.args[1], float):  # integers and booleans compare with a number as float32
+            right = cast(right, left.dtype if left.dtype in FLOAT_DTYPES else "f32")
+        elif right.op == "const" and left.dtype not in ("b", right.dtype) and not (left.dtype == "i" and right.dtype != "i"):
             right = cast(right, left.dtype)
         return compare(name, left, right, pull.ranges)
 

@@ -83,7 +83,7 @@ def _without(question: Question, leaf: tuple[Expr, ...], keep: frozenset[str], f
     """The conjunction `leaf` over the indices in `keep` only."""
     known = set(map(ge0, facts))
     kept = [part for part in leaf if part.free <= keep and part not in known]
-    dropping = [value for value in linear_parts(leaf) if not ge0(value).free <= keep]
+    dropping = [value for value in linear_parts(leaf) if not value.free <= keep]
     rows = rows_of([*linear_parts(leaf), *known_bounds(dropping, question.ranges)])
     rows.project(lambda monomial: any(not atom.free <= keep for atom in monomial), question.budget)
     implied = (ge0(poly({**dict(left), (): constant})) for left, constant in rows.constants.items())

@@ -33,15 +33,17 @@ class Expr:
         args: operands; strings, numbers and nested tuples where the op needs them (see `make`).
         dtype: "i" (an integer of any width), "b", "f16", "bf16", "f32" or "f64".
         free: names of the indices that it depends on.
-        key: a digest of the content, the same in every process: it orders operands of commutative ops.
+        key: a digest of the content, the same in every process.
+        rank: a total order that ends in `key`: it orders the operands of commutative ops.
     """
 
-    __slots__ = ("__weakref__", "args", "dtype", "free", "key", "op")
+    __slots__ = ("__weakref__", "args", "dtype", "free", "key", "op", "rank")
     op: str
     args: tuple[Any, ...]
     dtype: str
     free: frozenset[str]
     key: bytes
+    rank: tuple[str, str, bytes]
 
     def __init__(self) -> None:
         raise TypeError("expressions are made by gr_compile.analysis.expr.make and its relatives")
@@ -99,7 +101,8 @@ def _new(op: str, args: tuple[Any, ...], dtype: str) -> Expr:
     node = Expr.__new__(Expr)
     free = frozenset({args[0]}) if op == "index" else frozenset().union(*(x.free for x in operands_of(args)))
     key = blake2b(_encode((op, dtype, args)), digest_size=16).digest()
-    for name, value in (("op", op), ("args", args), ("dtype", dtype), ("free", free), ("key", key)):
+    rank = (op, args[0] if op in ("index", "size", "load") else "", key)
+    for name, value in zip(Expr.__slots__[1:], (args, dtype, free, key, op, rank)):
         object.__setattr__(node, name, value)
     return node
 
@@ -195,4 +198,4 @@ def is_mask_cast(expr: Expr) -> bool:
 
 def order(expr: Expr) -> tuple[str, str, bytes]:
     """A total order of expressions that is the same in every process."""
-    return expr.op, expr.args[0] if expr.op in ("index", "size", "load") else "", expr.key
+    return expr.rank

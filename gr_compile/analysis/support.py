@@ -24,7 +24,7 @@ from gr_compile.analysis.expr import (
     walk,
 )
 
-_LARGE = 1e3  # a factor by which a number can undo an additive mask
+_LARGE = 1e3  # a factor or a constant that can undo an additive mask
 MASKED = -1e4
 """A constant at most this is an additive mask: exp underflows to 0 unless the row's maximum is masked too."""
 
@@ -82,47 +82,37 @@ class Live:
 
 
 _Scaled: TypeAlias = tuple[Expr, float]
+_Answer: TypeAlias = tuple[Expr, bool]
 
 
 def live(logit: Expr) -> Live:
     """What follows from `logit`, an operand of a softmax, not being masked out."""
-    exact = _live(logit, -math.inf, set())
-    relaxed = and_(exact, _live(logit, MASKED, _large_terms(logit)))
+    exact = _live(logit, -math.inf)
+    relaxed = and_(exact, _live(logit, MASKED))
     if relaxed is exact or relaxed is FALSE:  # a constant shift of the whole row masks nothing
         return Live(exact, False)
     return Live(relaxed, True)
 
 
-def _live(logit: Expr, threshold: float, large: set[Expr]) -> Expr:
-    """What `not (logit <= threshold)` implies, evaluated without recursion over (expression, factor).
-
-    `large`: sums that have one of these as a part are not bounded by their additive masks.
-    """
-    done: dict[_Scaled, Expr] = {}
+def _live(logit: Expr, threshold: float) -> Expr:
+    """What `not (logit <= threshold)` implies, evaluated without recursion over (expression, factor)."""
+    large = _large_products(logit)
+    done: dict[_Scaled, _Answer] = {}
     stack: list[_Scaled] = [(logit, 1.0)]
     while stack:
         scaled = stack[-1]
-        unbounded = scaled[0].op in ("add", "sub") and (scaled[0] in large or _is_huge(scaled[1], threshold))
-        parts = [] if unbounded else _parts(scaled)
+        parts = _parts(scaled)
         waiting = [part for part in parts if part not in done]
         if waiting:
             stack.extend(waiting)
         else:
             stack.pop()
-            done[scaled] = _combine(scaled, [done[part] for part in parts], threshold)
-    return done[logit, 1.0]
+            done[scaled] = _combine(scaled, [done[part] for part in parts], threshold, scaled[0] in large)
+    return done[logit, 1.0][0]
 
 
-def _is_huge(factor: float, threshold: float) -> bool:
-    return abs(factor) >= _LARGE and threshold != -math.inf
-
-
-def _large_terms(expr: Expr) -> set[Expr]:
-    """The nodes with a number times a large constant below.
-
-    `(1 - m) * -1e9` masks nothing where m, a number, is not 0, and outweighs any shift. Where m is a boolean,
-    the product is a choice of constants, and no product any more.
-    """
+def _large_products(expr: Expr) -> set[Expr]:
+    """The nodes with a number times a large constant below."""
     found: set[Expr] = set()
     for node in walk(expr):
         product = node.op in ("mul", "div") and any(_is_large(x, node.op) for x in node.args)
@@ -158,14 +148,24 @@ def _parts(scaled: _Scaled) -> list[_Scaled]:
     return []
 
 
-def _combine(scaled: _Scaled, parts: list[Expr], threshold: float) -> Expr:
+def _combine(scaled: _Scaled, parts: list[_Answer], threshold: float, large: bool) -> _Answer:
+    """The condition, and whether the value may be so large that it undoes a finite mask it is added to.
+
+    In `s + (1 - m) * -1e9` the number m, times 1e9, may: nothing is masked where m is not 0. (Where m is a
+    boolean, the product is a choice of constants.)
+    """
     expr, factor = scaled
     if expr.op == "const":
-        return const(not expr.args[0] * factor <= threshold)
+        value = expr.args[0] * factor
+        return const(not value <= threshold), value >= _LARGE
     if not parts:
-        return TRUE
+        return TRUE, large or abs(factor) >= _LARGE
+    conditions = [condition for condition, _ in parts]
+    unbounded = any(too_large for _, too_large in parts)
     if expr.op == "where":
-        return choose(expr.args[0], parts[0], parts[1])
+        return choose(expr.args[0], conditions[0], conditions[1]), unbounded
     if expr.op in ("maximum", "minimum") and (expr.op == "maximum") == (factor > 0):
-        return or_(*parts)
-    return and_(*parts)
+        return or_(*conditions), unbounded
+    if expr.op in ("add", "sub") and unbounded and threshold != -math.inf:
+        return TRUE, True
+    return and_(*conditions), unbounded

