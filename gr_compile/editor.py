@@ -193,7 +193,7 @@ class GraphEditor:
         for part in parts[1:]:
             plain = not isinstance(result, fx.Node) and not isinstance(part, fx.Node)
             result = function(result, part) if plain else self.call(function, result, part)
-        return result
+        return result  # type: ignore[no-any-return]
 
     def _find_size(self, expr: Any, *, inputs_only: bool) -> fx.Node | None:
         before = [node for node in self._nodes_before() if not inputs_only or node.op == "placeholder"]
