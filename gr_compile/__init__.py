@@ -1,6 +1,6 @@
 """gr_compile: a compiler for generative-recommendation models, on torch.compile and FX."""
 
-from gr_compile import ops as _ops  # registers the gr:: operators
+from gr_compile import ops as _ops  # noqa: F401  (registers the gr:: operators)
 from gr_compile.config import ConfigError, Padding
 from gr_compile.declare import PaddingError
 from gr_compile.graph_pass import Match, Miss, Pass, PassResult

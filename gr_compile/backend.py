@@ -22,8 +22,8 @@ from gr_compile.graph_pass import GraphReport, Miss, Pass, StageEvent
 from gr_compile.inspection.dump import Dumper
 from gr_compile.inspection.inputs import record_inputs
 from gr_compile.modes import WithoutAutocast, ambient_autocast, autocast_as
-from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
 from gr_compile.numerics import NumericsCheck
+from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
 from gr_compile.verify import VerificationError, verify_shapes
 
 log = logging.getLogger("gr_compile")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuzzing.draw import Draw, Source
 
 OUTPUTS = (
-    "masked", "last", "mean", "raw", "sum_over_n", "max", "pool", "logits", "selected", "loss", "loss_transposed", "loss_rows",
+    "masked", "last", "mean", "raw", "mean", "masked", "loss", "logits", "sum_over_n", "max", "pool", "logits", "selected", "loss", "loss_transposed", "loss_rows",
     "loss_selected", "pairwise", "binary", "next", "contrastive", "scalar", "final", "first", "loss_ids", "all_items", "flat",
     "two_losses", "logits_selected", "norm", "candidates", "accuracy", "loss_mask_int", "softmax_rows", "mean_all", "stacked",
 )  # fmt: skip
@@ -24,7 +24,7 @@ _MEAN = (
 
 def write_outputs(draw: Draw, source: Source, x: str) -> None:
     """Between one and three outputs."""
-    for k in range(draw.pick("outputs", [1, 1, 2, 3])):
+    for k in range(draw.pick("outputs", [1, 1, 1, 2])):
         _Head(draw, source, x, f"output{k}.").write(draw.pick(f"output{k}", OUTPUTS))
     extra = draw.pick("extra_output", ["", "", "", "", "valid", "lengths", "ids"])
     if extra:

@@ -62,7 +62,7 @@ def _write_body(draw: Draw, source: Source) -> None:
     x = embed(draw, source)
     context = _context(draw, source) if draw.flag("context", 8) else None
     for k, kind in enumerate(draw.pick("plan", [
-        "a", "ta", "at", "tat", "ata", "taat", "t", "tt", "am", "mat", "tma", "aa", "tam", "ttt", "atata",
+        "a", "ta", "at", "tat", "ata", "t", "tt", "am", "mat", "tm", "aa", "ta", "ttt", "at", "tat", "t", "a",
     ])):  # fmt: skip
         at = f"block{k}."
         if kind == "a":

@@ -16,7 +16,6 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements
-from gr_compile.analysis.element_rules import RULES
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import (
     FALSE,
@@ -31,33 +30,17 @@ from gr_compile.analysis.expr import (
     or_,
     substitute,
     walk,
-    where,
 )
 from gr_compile.analysis.implies import implies, project
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
+from gr_compile.analysis.reads import CROSS_ENTROPY, SHAPE_ONLY, Read, boolean_index, read_tuples
 from gr_compile.analysis.region import Region
+from gr_compile.analysis.region_support import support
 from gr_compile.analysis.support import live, nonzero
 
-aten = torch.ops.aten
-SHAPE_ONLY = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
-CROSS_ENTROPY = aten.cross_entropy_loss.default
 _ROUNDS = 6
-
-
-@dataclass(frozen=True)
-class Read:
-    """`user` reads `node` at the places `where` (over b and n); `what` says so in words.
-
-    `rows`: the reader takes packed rows as they are, so a row must be there even where its content is known.
-    """
-
-    node: fx.Node
-    user: fx.Node
-    where: Expr
-    what: str
-    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ class DemandAnalysis:
         removed: set[fx.Node] = set()
         while True:
             self.reads = [read for node in self.packed for read in self._reads(node)]
-            unbounded = {}
+            unbounded: dict[fx.Node, Read] = {}
             for read in self.reads:
                 if self._needed(read) is TRUE:
                     unbounded.setdefault(read.node, read)
@@ -429,57 +412,3 @@ class DemandAnalysis:
             reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
         return Dense(read.node, read.user, f"{read.what} may read every place", "")
-
-
-def support(region: Region) -> Expr:
-    """Implied by: key j contributes to query i. Of a softmax, an unmasked logit; of a pointwise program, P V != 0."""
-    if region.post is not None:
-        return and_(live(_by_cases(region.score)).condition, nonzero(_by_cases(region.post)))
-    return and_(nonzero(_by_cases(region.score)), nonzero(region.value_element))
-
-
-def _by_cases(expr: Expr) -> Expr:
-    """`expr`, split by whether each number that serves as a mask is 0: (1 - mask) * finfo.min folds where it is."""
-    used = [a for p in walk(expr) if p.dtype != "b" and p.op != "load" for a in p.args if isinstance(a, Expr)]
-    numbers = [a for a in used if a.op == "load" and a.dtype != "b" and a.free and a.free < {"b", "i", "j"}]
-    for number in dict.fromkeys(numbers):
-        zero = const(0) if number.dtype == "i" else const(0.0, number.dtype)
-        folded = substitute(expr, {number: zero})
-        if folded is not expr and _masks(folded):
-            expr = where(compare("eq", number, zero), folded, expr, expr.dtype)
-    return expr
-
-
-def _masks(folded: Expr) -> bool:
-    """With the number at 0, is nothing left, or a logit shifted by a large negative constant?"""
-    return nonzero(folded) is FALSE or any(
-        part.op == "const" and isinstance(part.args[0], float) and part.args[0] <= -1e3 for part in walk(folded)
-    )
-
-
-def boolean_index(user: fx.Node) -> fx.Node | None:
-    """The mask of `x[mask]`."""
-    if user.target is not aten.index.Tensor:
-        return None
-    given = list(user.args[1])  # type: ignore[arg-type]
-    if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].meta["val"].dtype == torch.bool:
-        return given[0]
-    return None
-
-
-def read_tuples(pull: Elements, node: fx.Node, user: fx.Node) -> set[tuple[Expr, ...]] | None:
-    """At which index tuples does one element of `user` read `node`? None where no rule says so."""
-    rule = RULES.get(user.target)
-    if rule is None:
-        return None
-    pull.forget()
-    places = []
-    for position, extent in enumerate(pull.shape(user)):
-        name = f"o{position}"
-        pull.bind(name, extent)
-        places.append(index(name))
-    try:
-        rule(pull, user, tuple(places))
-    except Blocked:
-        return None
-    return set(pull.visited.get(node, ()))

@@ -145,7 +145,7 @@ class DimensionProvenance:
         out: list[Dim] = []
         for position in range(value.dim()):
             size = size_expr(value.shape[position])
-            aligned = [dims[k] for dims in operands if 0 <= (k := len(dims) - value.dim() + position)]
+            aligned = [dims[k] for dims in operands if (k := len(dims) - value.dim() + position) >= 0]
             full = [dim for dim in aligned if self._size(dim) == size and dim]
             for other in full[1:]:
                 self._unify(full[0], other)

@@ -94,7 +94,7 @@ def reshape_indices(pull: Elements, source: Sequence[Expr], out: Sequence[Expr],
             right, b = out[b], b + 1
         while left is not right:
             growth = pull.ranges.size_min(sub(right, left))
-            if a < len(source) and (growth is not None and growth > 0 or b >= len(out)):
+            if a < len(source) and ((growth is not None and growth > 0) or b >= len(out)):
                 left, a = mul(left, source[a]), a + 1
             elif b < len(out):
                 right, b = mul(right, out[b]), b + 1

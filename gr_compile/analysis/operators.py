@@ -317,7 +317,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _concatenate(node: fx.Node) -> Kind:
     sources = tuple(node.args[0])  # type: ignore[arg-type]
-    return Concatenate(sources, int(argument(node, 1, "dim", 0)) % rank(node))  # type: ignore[arg-type]
+    return Concatenate(sources, int(argument(node, 1, "dim", 0)) % rank(node))
 
 
 def _stack(node: fx.Node) -> Kind:
@@ -351,10 +351,10 @@ def _source(kind: Callable[..., Kind], *positions: int) -> Callable[[fx.Node], K
 
 _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     **{op: _source(Reshape, 0) for op in _VIEWS},
-    **{op: _permute for op in _TRANSPOSES},
+    **dict.fromkeys(_TRANSPOSES, _permute),
     **{op: _source(Expand, 0) for op in (aten.expand.default, aten.expand_as.default, aten.broadcast_to.default)},
-    **{op: _reduce for op in _REDUCTIONS},
-    **{op: _along for op in _ALONG},
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(_ALONG, _along),
     aten.layer_norm.default: _norm,
     aten.rms_norm.default: _norm,
     aten.native_layer_norm.default: _norm,

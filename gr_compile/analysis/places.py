@@ -18,8 +18,7 @@ class Places:
     def __init__(self, pull: Elements, layout: TokenLayout, node: fx.Node) -> None:
         self.pull, self.layout = pull, layout
         dims = layout.dims.of(node)
-        shape = pull.shape(node)
-        for dim, extent in zip(dims, shape):
+        for dim in dims:
             for atom in dim:
                 if atom is layout.batch:
                     self.batch_extent = pull._symbolic(atom.size)

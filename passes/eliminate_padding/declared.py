@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch.fx as fx
 
-from gr_compile.analysis.demand import support
 from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import TRUE, Expr, add, cast, compare, const, index, load, mul, or_, sub, substitute
 from gr_compile.analysis.implies import project
 from gr_compile.analysis.layout import TokenLayout
 from gr_compile.analysis.region import Region
+from gr_compile.analysis.region_support import support
 from gr_compile.config import Config, Padding
 from gr_compile.declare import as_padding
 

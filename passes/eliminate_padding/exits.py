@@ -8,10 +8,11 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
-from gr_compile.analysis.demand import CROSS_ENTROPY, SHAPE_ONLY, DemandAnalysis, boolean_index, read_tuples
+from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import Expr, index, substitute
 from gr_compile.analysis.layout import Layout
+from gr_compile.analysis.reads import CROSS_ENTROPY, SHAPE_ONLY, boolean_index, read_tuples
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 
@@ -122,7 +123,7 @@ class Exits:
         return result
 
     def _select_by_mask(self, node: fx.Node, mask: fx.Node) -> fx.Node | None:
-        if self.layout.rest(mask) or [d for d in self.layout.dims.of(node)][: ops.rank(mask)] != list(self.layout.dims.of(mask)):
+        if self.layout.rest(mask) or self.layout.dims.of(node)[: ops.rank(mask)] != self.layout.dims.of(mask):
             return None
         chosen = self.packer.packed(mask)
         places = self.editor.call(aten.nonzero.default, chosen)

@@ -53,7 +53,7 @@ class Packer:
         """`node` with the given index spaces as leading dimensions and its other dimensions behind, in their order."""
         dims = self.layout.dims.of(node)
         atoms = [atom for dim in dims for atom in dim]
-        if [dim for dim in dims[: len(first)]] == [(a,) for a in first]:
+        if list(dims[: len(first)]) == [(a,) for a in first]:
             return node
         split = self.editor.call(aten.reshape.default, node, [self.extent(a) for a in atoms])
         order = [atoms.index(a) for a in first] + [k for k, a in enumerate(atoms) if a not in first]
@@ -65,7 +65,7 @@ class Packer:
     def arrange_back(self, dense: fx.Node, node: fx.Node, first: list[Atom]) -> fx.Node:
         """The inverse of `arrange`: [*first, *rest] in the dimensions of `node`."""
         dims = self.layout.dims.of(node)
-        if [dim for dim in dims[: len(first)]] == [(a,) for a in first]:
+        if list(dims[: len(first)]) == [(a,) for a in first]:
             return dense
         atoms = [atom for dim in dims for atom in dim]
         stored = first + [a for a in atoms if a not in first]

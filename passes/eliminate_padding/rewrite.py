@@ -103,7 +103,7 @@ def raggednesses(
     found: dict[tuple[Atom, Atom], fx.Node] = {}
     for node in graph_module.graph.nodes:
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.dtype.is_floating_point and node.op != "placeholder":
+        if not isinstance(value, torch.Tensor) or (value.dtype.is_floating_point and node.op != "placeholder"):
             continue
         if value.dim() < 2 or not pull.closed(node) or node in context.constants.tensors:
             continue
@@ -166,7 +166,7 @@ class _Attempt:
         return Match(what, self.witness, detail=f"{tokens} operators on packed tokens; kept: {places}"), misses
 
     def _matters(self, node: fx.Node) -> bool:
-        return node.meta["val"].dtype.is_floating_point
+        return bool(node.meta["val"].dtype.is_floating_point)
 
     def _unprofitable(self, context: PassContext, options: EliminatePadding) -> Miss | None:
         packed = self.demand.packed

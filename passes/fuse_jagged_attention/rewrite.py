@@ -266,7 +266,7 @@ class _Fuser:
 
     def _in_dims(self, packed: fx.Node, dense: fx.Node) -> fx.Node:
         """[T, H, d] in the order of the dimensions of `dense`, [B, N, *rest]."""
-        return self._arranged(packed, [dim for dim in self.dims.of(dense)[2:]], dense, 2, [-1])
+        return self._arranged(packed, list(self.dims.of(dense)[2:]), dense, 2, [-1])
 
     def _arranged(self, packed: fx.Node, rest: list[Any], like: fx.Node, skip: int, lead: list[Any]) -> fx.Node:
         editor = self.editor
