@@ -110,16 +110,15 @@ class DemandAnalysis:
         self._interior = self._find_interior()
         removed: set[fx.Node] = set()
         while True:
-            self.reads = [read for node in self.packed for read in self._reads(node)]
+            ordered = [node for node in self.graph_module.graph.nodes if node in self.packed]
+            self.reads = [read for node in ordered for read in self._reads(node)]
             unbounded: dict[fx.Node, Read] = {}
             for read in self.reads:
                 if self._needed(read) is TRUE:
                     unbounded.setdefault(read.node, read)
             if not unbounded:
                 return
-            for node, read in unbounded.items():
-                if read.user not in removed:
-                    self.dense.append(self._dense(read))
+            self.dense += [self._dense(read) for read in unbounded.values() if read.user not in removed]
             removed.update(unbounded)
             self.packed -= set(unbounded)
 

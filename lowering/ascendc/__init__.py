@@ -1,0 +1,1 @@
+"""Room for the lowering to Ascend: AscendC operators printed from score programs. Nothing is lowered there yet."""
