@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
@@ -61,6 +62,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
     except CannotExpand as error:
         raise CannotCapture(str(error), error.node) from error
     _drop_metadata_assertions(graph_module)
+    _value_constants(graph_module, fake_mode)
     _rename_placeholders(dynamo_graph, graph_module)
     graph_module.graph.eliminate_dead_code()
     _check_functional(graph_module)
@@ -194,7 +196,8 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
                 raise CannotCapture("an input, parameter or buffer is changed in place", node)
             return pytree.tree_map_only(FunctionalTensor, _unwrap, outputs)
 
-    with fake_mode, enable_python_dispatcher(), torch.fx.traceback.preserve_node_meta(), restored_autocast():
+    with fake_mode, enable_python_dispatcher(), torch.fx.traceback.preserve_node_meta(), restored_autocast(), \
+            _disable_saved_tensors_hooks_during_tracing():
         try:
             return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
         except CannotCapture:
@@ -211,6 +214,14 @@ def _first_line(error: Exception) -> str:
 def _unwrap(value: FunctionalTensor) -> torch.Tensor:
     torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
     return torch._from_functional_tensor(value.elem)
+
+
+def _value_constants(graph_module: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
+    """Tensor literals get fake values of the graph's own mode."""
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        constant = getattr(graph_module, str(node.target), None)
+        if isinstance(constant, torch.Tensor) and not isinstance(constant, FakeTensor):
+            node.meta["val"] = fake_mode.from_tensor(constant, static_shapes=True)
 
 
 def _drop_metadata_assertions(graph_module: fx.GraphModule) -> None:

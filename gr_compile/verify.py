@@ -51,8 +51,9 @@ def _has_no_result(node: fx.Node) -> bool:
 
 def _sized_by_data(node: fx.Node) -> bool:
     """Computing it again would invent another unbacked size."""
+    data_dependent = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
     return isinstance(node.target, torch._ops.OpOverload) and (
-        torch.Tag.dynamic_output_shape in node.target.tags or node.target is torch.ops.aten.index.Tensor
+        bool(data_dependent & set(node.target.tags)) or node.target is torch.ops.aten.index.Tensor
     )
 
 

@@ -160,7 +160,7 @@ _EXTRA_POINTWISE = {
     aten.dropout.default, aten.native_dropout.default, aten.zeros_like.default, aten.ones_like.default,
     aten.full_like.default, aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p, aten.bernoulli.default,
     aten.log_sigmoid.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.relu6.default,
-    aten.selu.default,
+    aten.selu.default, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf,
 }  # fmt: skip
 _NOT_POINTWISE = {aten.fill.Tensor}
 _VIEWS = {

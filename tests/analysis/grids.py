@@ -145,9 +145,7 @@ class MaskGenerator:
         """An integer over i, j, N, the length and ids."""
         pick = self.random.choice
         place = pick([I, J])
-        leaf = pick(
-            [I, J, I, J, N, LENGTH, LENGTH, const(self.random.randint(-1, 3)), load("ids", (B, place), "i")]
-        )
+        leaf = pick([I, J, I, J, N, LENGTH, LENGTH, const(self.random.randint(-1, 3)), load("ids", (B, place), "i")])
         if depth == 0 or self.random.random() < 0.4:
             return leaf
         left, right = self.integer(depth - 1), self.integer(depth - 1)
@@ -176,9 +174,7 @@ class MaskGenerator:
             found = load("S", (B, shifted), "b")
         elif choice < 0.55:
             plain = self.random.choice
-            found = compare(
-                plain(["ge", "gt", "le", "lt", "eq"]), plain([I, J]), plain([I, J, LENGTH, N, const(1)])
-            )
+            found = compare(plain(["ge", "gt", "le", "lt", "eq"]), plain([I, J]), plain([I, J, LENGTH, N, const(1)]))
         else:
             found = compare(self.random.choice(["ge", "lt", "eq"]), self.integer(depth), self.integer(depth))
         return not_(found) if self.random.random() < 0.25 else found

@@ -91,9 +91,7 @@ def check(expr: Expr, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         torch.testing.assert_close(found, autograd(expr, leaf, values), rtol=1e-9, atol=1e-12, equal_nan=True)
 
 
-GRID = torch.tensor(
-    [-90.0, -20.5, -3.0, -1.0, -0.25, 0.0, 0.25, 0.5, 1.0, 3.0, 19.0, 20.5, 90.0], dtype=torch.float64
-)
+GRID = torch.tensor([-90.0, -20.5, -3.0, -1.0, -0.25, 0.0, 0.25, 0.5, 1.0, 3.0, 19.0, 20.5, 90.0], dtype=torch.float64)
 POSITIVE = GRID[GRID > 0]
 POSITIVE_ONLY = {"log", "log1p", "sqrt", "rsqrt", "reciprocal"}
 LIKE_TORCH: list[tuple[str, Expr, Callable[[torch.Tensor], torch.Tensor]]] = [
@@ -140,9 +138,7 @@ def test_no_nan_far_out(op: str, dtype: str) -> None:
     slope = evaluate(derivative(unary(op, leaf), leaf), {leaf: far})
     assert slope.isfinite().all()
     limit = {"silu": 1.0, "gelu": 1.0, "gelu_tanh": 1.0, "softplus": 1.0}.get(op, 0.0)
-    torch.testing.assert_close(
-        slope, torch.tensor([0.0] * 3 + [limit] * 3, dtype=TORCH[dtype]), rtol=0, atol=1e-30
-    )
+    torch.testing.assert_close(slope, torch.tensor([0.0] * 3 + [limit] * 3, dtype=TORCH[dtype]), rtol=0, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
@@ -215,9 +211,7 @@ def programs(draw: st.DrawFn, depth: int = 4) -> Expr:
     if kind == "unary":
         return unary(draw(st.sampled_from(SMOOTH)), inner())
     if kind == "binary":
-        return binary(
-            draw(st.sampled_from(["add", "sub", "mul", "maximum", "minimum"])), inner(), inner(), "f64"
-        )
+        return binary(draw(st.sampled_from(["add", "sub", "mul", "maximum", "minimum"])), inner(), inner(), "f64")
     if kind == "where":
         return where(compare("lt", inner(), inner()), inner(), inner(), "f64")
     return binary("div", inner(), number(3.0), "f64")

@@ -183,9 +183,7 @@ def check_implications(seeds: range) -> tuple[int, int]:
         masks = MaskGenerator(seed)
         premise, conclusion = masks.mask(), masks.mask(1)
         if seed % 3 == 0:
-            conclusion = or_(
-                conclusion, *(x for x in premise.args[:1] if isinstance(x, Expr) and x.dtype == "b")
-            )
+            conclusion = or_(conclusion, *(x for x in premise.args[:1] if isinstance(x, Expr) and x.dtype == "b"))
         closed = seed % 2 == 1
         grid = grids[closed]
         holds = bool((~grid.evaluate(premise) | grid.evaluate(conclusion)).all())
@@ -257,11 +255,7 @@ _real_apart = branches.Question._loads_apart
 
 
 def _no_bounds_of_products(values: list[Expr], ranges: Ranges) -> list[Expr]:
-    return [
-        value
-        for atom in {x for v in values for m in terms(v) for x in m}
-        for value in (add(atom, const(-1)),)
-    ]
+    return [value for atom in {x for v in values for m in terms(v) for x in m} for value in (add(atom, const(-1)),)]
 
 
 def _swapped_extremum(part: Expr, atom: Expr) -> Expr:

@@ -93,9 +93,7 @@ def test_random_products_are_zero_outside_their_support() -> None:
         ]
         expr = parts[0]
         for part in parts[1:]:
-            expr = binary(
-                generator.random.choice(["mul", "add", "sub", "maximum", "minimum"]), expr, part, "f32"
-            )
+            expr = binary(generator.random.choice(["mul", "add", "sub", "maximum", "minimum"]), expr, part, "f32")
         expr = unary(generator.random.choice(["silu", "relu", "sigmoid", "tanh", "exp", "neg"]), expr)
         outside = ~values.evaluate(nonzero(expr))
         assert not outside.any() or (values.evaluate(expr)[outside] == 0).all(), str(expr)
