@@ -239,6 +239,8 @@ def _rename_placeholders(dynamo_graph: fx.GraphModule, graph_module: fx.GraphMod
         raise CannotCapture("tracing changed the number of inputs")
     for source, node in zip(old, new):
         node.meta["gr_source"] = source_name(source)
+        value = source.meta.get("example_value", source.meta.get("val"))
+        node.meta["gr_requires_grad"] = isinstance(value, torch.Tensor) and value.requires_grad
         node.name = node.target = source.name
 
 

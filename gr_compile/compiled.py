@@ -14,7 +14,7 @@ from torch import nn
 from gr_compile.backend import Backend, Session, find_target
 from gr_compile.breaks import breaks_since, breaks_so_far, skipped_since
 from gr_compile.config import Config, ConfigError, check_declared_arguments
-from gr_compile.declare import check_declared_lengths
+from gr_compile.declare import check_declared_padding
 from gr_compile.graph_pass import GraphReport
 from gr_compile.inspection.bisect import RewriteLimit
 from gr_compile.inspection.dump import Dumper, check_writable
@@ -48,7 +48,7 @@ class Compiled:
         self.session = make_session(options, name)
         self.signature = signature_of(function)
         if self.signature is not None:
-            check_declared_arguments(self.session.config.declared, list(self.signature.parameters), name)
+            check_declared_arguments(self.session.config.declared, self.signature, name)
         # One object for all calls: each config.patch() makes a context variable, which Python never frees.
         self._settings = torch._dynamo.config.patch(
             capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, skip_nnmodule_hook_guards=False
@@ -68,7 +68,7 @@ class Compiled:
         if self.session.stale:
             self._run = self._compile()
         if self.session.config.declared:
-            check_declared_lengths(self.session.config, self.signature, args, kwargs)
+            check_declared_padding(self.session.config, self.signature, args, kwargs)
         graphs, breaks, start = len(self.session.reports), breaks_so_far(), time.time()
         try:
             with self._settings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,6 +37,11 @@ class Padding:
         given = [name for name in ("mask", "lengths", "pad_id") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(f"Padding takes exactly one of mask, lengths, pad_id; got {given or 'none'}")
+        if self.pad_id is not None and type(self.pad_id) is not int:
+            raise ConfigError(f"Padding(pad_id={self.pad_id!r}): pad_id is an int")
+        for name, value in (("mask", self.mask), ("lengths", self.lengths)):
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"Padding({name}=...): {name} is the name of an argument, not {type(value).__name__}")
         if self.side not in ("right", "left"):
             raise ConfigError(f"Padding(side={self.side!r}): side is 'right' or 'left'")
 
@@ -92,21 +98,27 @@ class Config:
         return self.padded_outputs or ("zero" if self.declared else "exact")
 
 
-def check_declared_arguments(declared: Mapping[str, int | str | Padding], arguments: Sequence[str], model: str) -> None:
-    """Every name in a padding declaration is an argument of the model.
+def check_declared_arguments(
+    declared: Mapping[str, int | str | Padding], signature: inspect.Signature, model: str
+) -> None:
+    """Every name in a padding declaration is an argument of the model; one that collects (**fields) may take any.
 
     Raises:
         ConfigError: an unknown name; it lists the arguments and the closest ones.
     """
+    arguments = list(signature.parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        return
+    for unknown in (name for name in _names(declared) if name not in arguments):
+        close = difflib.get_close_matches(unknown, arguments, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        listed = ", ".join(arguments)
+        raise ConfigError(f"padding names {unknown!r}, which is no argument of {model} (its arguments: {listed}){hint}")
+
+
+def _names(declared: Mapping[str, int | str | Padding]) -> Iterator[str]:
+    """The names of arguments that declarations use."""
     for name, value in declared.items():
-        used = [name]
-        if isinstance(value, str) and value != "self":
-            used.append(value)
-        if isinstance(value, Padding):
-            used += [other for other in (value.mask, value.lengths) if other not in (None, "self")]
-        for unknown in (u for u in used if u not in arguments):
-            close = difflib.get_close_matches(unknown, arguments, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"padding names {unknown!r}, which is no argument of {model} (its arguments: {', '.join(arguments)}){hint}"
-            )
+        others = (value.mask, value.lengths) if isinstance(value, Padding) else (value,)
+        yield name
+        yield from (other for other in others if isinstance(other, str) and other != "self")

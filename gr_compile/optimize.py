@@ -213,7 +213,8 @@ def _optimize_class(model_class: type[nn.Module], options: Options) -> type[nn.M
     """Instances run optimised, subclasses' too; `instance.original` is the same instance, run eagerly."""
     signature = signature_of(model_class.forward)
     if signature is not None and isinstance(padding := options.get("padding"), Mapping):
-        check_declared_arguments(padding, list(signature.parameters)[1:], model_class.__name__)
+        without_self = signature.replace(parameters=[*signature.parameters.values()][1:])
+        check_declared_arguments(padding, without_self, model_class.__name__)
     plain_call = model_class.__call__
     handles: weakref.WeakKeyDictionary[nn.Module, Compiled] = weakref.WeakKeyDictionary()
 

@@ -20,6 +20,7 @@ import torch.fx as fx
 
 from gr_compile.analysis.classify import closed_form
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, Ranges, add, cast, const, ge0, load, make, mul, size, sub, walk
+from gr_compile.analysis.inputs import is_data
 from gr_compile.constants import Constants
 from gr_compile.sizes import size_expr
 
@@ -229,9 +230,7 @@ class Elements:
     def _is_closed(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
         if node.op in ("placeholder", "get_attr"):
-            if not isinstance(value, torch.Tensor):
-                return not isinstance(value, torch.SymFloat)
-            return not value.dtype.is_floating_point or not value.requires_grad or node in self.constants.tensors
+            return node in self.constants.tensors or is_data(node)
         if node.op != "call_function" or _is_random(node):
             return False
         from gr_compile.analysis.contraction import is_contraction

@@ -14,6 +14,10 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
 
+aten = torch.ops.aten
+_ASKS_FOR_ROWS = frozenset({aten.roll.default, aten.cummax.default, aten.logsumexp.default})
+"""Shape functions that branch on whether there are any elements: impossible while that depends on data."""
+
 
 class Layout(Enum):
     """How a value relates to the places (b, n)."""
@@ -59,7 +63,7 @@ class TokenLayout:
         if self.of(node) is not Layout.TOKENS:
             return False
         kind = ops.kind_of(node)
-        if kind is None:
+        if kind is None or node.target in _ASKS_FOR_ROWS:
             return False
         if any(self.of(n) is Layout.OTHER for n in ops.tensor_operands(node)):
             return False
@@ -71,6 +75,8 @@ class TokenLayout:
         kind = ops.kind_of(node)
         if kind is None:
             return f"{node.target} has no rule: it may read any place"
+        if node.target in _ASKS_FOR_ROWS:
+            return f"{node.target} cannot be compiled for a number of rows that depends on data"
         return f"{node.target} mixes places"
 
     def _aligned(self, node: fx.Node, operand: fx.Node) -> bool:

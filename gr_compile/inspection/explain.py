@@ -26,7 +26,7 @@ SCHEMA = 1
 _COLUMNS = ("pass", "matches", "misses", "nodes", "ms")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What was done to each compiled graph of a model: `print(explanation)`, or show it in a notebook."""
 
@@ -36,6 +36,9 @@ class Explanation:
         if not self.reports:
             return "nothing is compiled yet: call the model once, or pass a batch to explain"
         return "\n\n".join(_graph_text(report) for report in self.reports)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def rich(self) -> RenderableType:
         """The same for a terminal, in colour."""

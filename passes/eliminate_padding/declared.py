@@ -9,6 +9,7 @@ import torch.fx as fx
 from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import TRUE, Expr, add, cast, compare, const, index, load, mul, or_, sub, substitute
 from gr_compile.analysis.implies import project
+from gr_compile.analysis.inputs import argument_name
 from gr_compile.analysis.layout import TokenLayout
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import support
@@ -45,12 +46,6 @@ def declared_masks(graph_module: fx.GraphModule, config: Config) -> list[fx.Node
         if node is not None:
             found.append(node)
     return found
-
-
-def argument_name(placeholder: fx.Node) -> str:
-    """`L['ids']` -> "ids"; "" for anything that is not an argument of the model."""
-    source = str(placeholder.meta.get("gr_source", ""))
-    return source[3:-2] if source.startswith("L['") and source.endswith("']") and source.count("[") == 1 else ""
 
 
 def _has_places(layout: TokenLayout, node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ aten = torch.ops.aten
 class EliminatePadding(Pass):
     """Run token-wise work on packed tokens.
 
-    Options:
+    Attributes:
         mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch) or "bucket" (T rounded
             up to `multiple` by keeping that many more places, at most all).
         multiple: bucket size.
@@ -178,12 +179,15 @@ class _Attempt:
         saved, total = saving(packed, entries, exits, self.layout, context.config.expected_fill or 0.5)
         if saved >= options.min_saving * total and total > 0:
             return None
-        share = 100 * saved / total if total else 0.0
+        fill = 100 * (context.config.expected_fill or 0.5)
+        if total <= 0:
+            return Miss(f"nothing that costs anything runs on the places of {self.witness.name}", self.witness)
+        share = saved / total
         return Miss(
-            f"packing {self.witness.name} saves {share:.0f} % of its token-wise work at "
-            f"{100 * (context.config.expected_fill or 0.5):.0f} % fill, less than min-saving",
+            f"packing {self.witness.name} saves {100 * share:.0f} % of its token-wise work at {fill:.0f} % fill, "
+            "less than min-saving",
             self.witness,
-            hint=f"eliminate-padding{{min-saving={min(share / 100, 0):.2f}}} packs it all the same",
+            hint=f"eliminate-padding{{min-saving={math.floor(100 * share) / 100:.2f}}} packs it all the same",
         )
 
     # --------------------------------------------------------------------------------------------- rewriting
