@@ -55,7 +55,9 @@ def median_ms(step: Callable[[], None], repeats: int, warm_up: int) -> float:
     return statistics.median(times)
 
 
-def step_of(model: Callable[..., torch.Tensor], parameters: list[torch.nn.Parameter], args: tuple[torch.Tensor, ...], mode: str) -> Callable[[], None]:
+def step_of(
+    model: Callable[..., torch.Tensor], parameters: list[torch.nn.Parameter], args: tuple[torch.Tensor, ...], mode: str
+) -> Callable[[], None]:
     """One inference call, or one training step without the optimizer."""
 
     def inference() -> None:
@@ -96,7 +98,11 @@ def main() -> None:
     variants: dict[str, Callable[..., torch.Tensor]] = {"eager": model, "gr_compile": gr_compile.optimize(model)}
     if not options.without_torch_compile:
         variants["torch_compile"] = torch.compile(model)
-    result: dict[str, object] = {**vars(options), "torch": torch.__version__, "machine": platform.processor() or platform.machine()}
+    result: dict[str, object] = {
+        **vars(options),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
     result["real_fill"] = round(float((args[0] != 0).float().mean()), 4)
     for name, variant in variants.items():
         start = time.perf_counter()

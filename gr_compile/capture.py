@@ -125,7 +125,12 @@ class _RegionInterpreter(fx.Interpreter):
         self, device: str, dtype: torch.dtype | None, enabled: bool = True, cache: bool | None = None
     ) -> Any:
         dtype = dtype or torch.get_autocast_dtype(device)
-        previous = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), self.marks.get(AUTOCAST))
+        previous = (
+            device,
+            torch.is_autocast_enabled(device),
+            torch.get_autocast_dtype(device),
+            self.marks.get(AUTOCAST),
+        )
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)
         self._mark(AUTOCAST, ambient_autocast())
@@ -196,8 +201,13 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
                 raise CannotCapture("an input, parameter or buffer is changed in place", node)
             return pytree.tree_map_only(FunctionalTensor, _unwrap, outputs)
 
-    with fake_mode, enable_python_dispatcher(), torch.fx.traceback.preserve_node_meta(), restored_autocast(), \
-            _disable_saved_tensors_hooks_during_tracing():
+    with (
+        fake_mode,
+        enable_python_dispatcher(),
+        torch.fx.traceback.preserve_node_meta(),
+        restored_autocast(),
+        _disable_saved_tensors_hooks_during_tracing(),
+    ):
         try:
             return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
         except CannotCapture:

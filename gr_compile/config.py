@@ -76,7 +76,9 @@ class Config:
         padding = self.padding
         if isinstance(padding, str):
             if padding not in ("auto", "none"):
-                raise ConfigError(f"padding={padding!r}: 'auto', 'none', or a mapping from argument name to its padding")
+                raise ConfigError(
+                    f"padding={padding!r}: 'auto', 'none', or a mapping from argument name to its padding"
+                )
             return
         if not isinstance(padding, Mapping):
             raise ConfigError(f"padding: 'auto', 'none' or a mapping, not {type(padding).__name__}")

@@ -36,7 +36,9 @@ class Constants:
     used: set[fx.Node] = field(default_factory=set)
 
     @classmethod
-    def of(cls, graph_module: fx.GraphModule, inputs: Sequence[Any], distrusted: frozenset[str] = frozenset()) -> Constants:
+    def of(
+        cls, graph_module: fx.GraphModule, inputs: Sequence[Any], distrusted: frozenset[str] = frozenset()
+    ) -> Constants:
         """`distrusted`: sources of buffers whose content has changed before; they are inputs like any other."""
         tensors: dict[fx.Node, torch.Tensor] = {}
         positions: dict[fx.Node, int] = {}
@@ -70,7 +72,11 @@ class Constants:
 
 
 def _is_constant(source: str, value: Any) -> bool:
-    if not isinstance(value, torch.Tensor) or isinstance(value, (torch.nn.Parameter, FakeTensor)) or value.requires_grad:
+    if (
+        not isinstance(value, torch.Tensor)
+        or isinstance(value, (torch.nn.Parameter, FakeTensor))
+        or value.requires_grad
+    ):
         return False
     if value.layout is not torch.strided or value.is_quantized:
         return False

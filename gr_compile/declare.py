@@ -59,9 +59,7 @@ def check_declared_padding(
     _check_agreement(places)
 
 
-def _bound(
-    signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _bound(signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The call's arguments by name; those that Python collects (**fields) too."""
     if signature is None:
         return {}

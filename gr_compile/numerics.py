@@ -33,7 +33,10 @@ class NumericsCheck:
         if event.record is None or not event.record.changed:
             return
         outputs, gradients = _run(event.graph_module, self.inputs)
-        for kind, got, want in (("output", outputs, self.expected[0]), ("gradient of input", gradients, self.expected[1])):
+        for kind, got, want in (
+            ("output", outputs, self.expected[0]),
+            ("gradient of input", gradients, self.expected[1]),
+        ):
             for position, (a, b) in enumerate(zip(got, want)):
                 self._compare(event.stage, f"{kind} {position}", a, b)
 

@@ -99,7 +99,9 @@ def _optimize(model: Any, options: Options) -> Any:
         raise ConfigError("this model is optimised already; optimize its .original to use other options")
     if inspect.isclass(model):
         if not issubclass(model, nn.Module):
-            raise ConfigError(f"optimize takes modules, nn.Module classes and functions, not the class {model.__name__}")
+            raise ConfigError(
+                f"optimize takes modules, nn.Module classes and functions, not the class {model.__name__}"
+            )
         return _optimize_class(model, options)
     if isinstance(model, nn.Module):
         return _optimize_module(model, options)
@@ -124,7 +126,9 @@ class OptimizedFunction:
         functools.update_wrapper(self, function)
         self.original = function
         self._options = options
-        self._compiled = Compiled(function, options, getattr(function, "__qualname__", "function").replace("<locals>.", ""))
+        self._compiled = Compiled(
+            function, options, getattr(function, "__qualname__", "function").replace("<locals>.", "")
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():

@@ -143,7 +143,9 @@ def _apply_text(text: str, chosen: dict[str, Pass]) -> bool:
     while position < len(text):
         found = _ITEM.match(text, position)
         if found is None or (found.end() < len(text) and text[found.end()] != ","):
-            raise PipelineError(f"cannot read the pipeline at {text[position:]!r}; expected name or name{{option=value}}")
+            raise PipelineError(
+                f"cannot read the pipeline at {text[position:]!r}; expected name or name{{option=value}}"
+            )
         position = found.end() + 1
         name = found["name"]
         if name in PRESETS and not found["minus"]:
@@ -186,7 +188,9 @@ def _with_options(pass_class: type[Pass], text: str) -> Pass:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise PipelineError(f"{pass_class.name} has no option {key!r} (it has: {', '.join(fields) or 'none'}){hint}")
+            raise PipelineError(
+                f"{pass_class.name} has no option {key!r} (it has: {', '.join(fields) or 'none'}){hint}"
+            )
         values[fields[key].name] = _convert(pass_class.name, fields[key], value.strip())
     try:
         return pass_class(**values)
@@ -289,9 +293,24 @@ def _structure(graph_module: fx.GraphModule) -> tuple[Any, ...]:
         return fx.map_arg(value, lambda node: f"%{order[node]}")
 
     return tuple(
-        (node.op, _operator_name(node) if node.op == "call_function" else str(node.target), repr(spell(node.args)), repr(spell(node.kwargs)))
+        (
+            node.op,
+            _operator_name(node) if node.op == "call_function" else str(node.target),
+            repr(spell(node.args)),
+            repr(spell(node.kwargs)),
+        )
         for node in order
     )
 
 
-__all__ = ["PRESETS", "Match", "Miss", "PassContext", "PassError", "Pipeline", "PipelineError", "list_passes", "run_pipeline"]
+__all__ = [
+    "PRESETS",
+    "Match",
+    "Miss",
+    "PassContext",
+    "PassError",
+    "Pipeline",
+    "PipelineError",
+    "list_passes",
+    "run_pipeline",
+]

@@ -25,7 +25,14 @@ from gr_compile.verify import same_shape
 
 aten = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
-_CASTS = {aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.other, aten.to.dtype_layout, aten.type_as.default}
+_CASTS = {
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.to.device,
+    aten.to.other,
+    aten.to.dtype_layout,
+    aten.type_as.default,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,12 @@ def _frozen(value: Any) -> Any:
 def _masked_fill(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     """masked_fill(x, ~m, c) -> where(m, x, c)."""
     source, mask, value = node.args[:3]
-    if isinstance(value, fx.Node) or not isinstance(mask, fx.Node) or not same_dims(source, node) or not is_floating(node):
+    if (
+        isinstance(value, fx.Node)
+        or not isinstance(mask, fx.Node)
+        or not same_dims(source, node)
+        or not is_floating(node)
+    ):
         return None
     if mask.target in (aten.bitwise_not.default, aten.logical_not.default) and _is_bool(mask.args[0]):
         return editor.call(aten.where.ScalarOther, mask.args[0], source, value)

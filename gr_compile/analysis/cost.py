@@ -42,5 +42,3 @@ def saving(
     total = sum(work_per_place(node, layout) for node in packed)
     moved = sum(2.0 * elements_per_place(node, layout) for node in (*entries, *exits))
     return (1.0 - fill) * total - fill * moved, total
-
-

@@ -145,7 +145,9 @@ class DemandAnalysis:
 
     def _is_query_of(self, node: fx.Node) -> bool:
         region = self.regions.get(node)
-        return region is not None and region.batch_atom is self.layout.batch and region.query_atom is self.layout.sequence
+        return (
+            region is not None and region.batch_atom is self.layout.batch and region.query_atom is self.layout.sequence
+        )
 
     def _needed(self, read: Read) -> Expr:
         if read.rows and self._bounded(read.where) is not TRUE:

@@ -151,7 +151,11 @@ def _compare_rule(name: str) -> Rule:
         left, right = (pull.broadcast(a, node, indices) for a in node.args[:2])
         if isinstance(node.args[1], float):  # integers and booleans compare with a number as float32
             right = cast(right, left.dtype if left.dtype in FLOAT_DTYPES else "f32")
-        elif right.op == "const" and left.dtype not in ("b", right.dtype) and not (left.dtype == "i" and right.dtype != "i"):
+        elif (
+            right.op == "const"
+            and left.dtype not in ("b", right.dtype)
+            and not (left.dtype == "i" and right.dtype != "i")
+        ):
             right = cast(right, left.dtype)
         return compare(name, left, right, pull.ranges)
 
@@ -216,12 +220,16 @@ def _clamp(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 
 
 # --------------------------------------------------------------------------------- casts and identities
-@_register(aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.to.other)
+@_register(
+    aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.to.other
+)
 def _cast(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return cast(pull.broadcast(node.args[0], node, indices), pull.dtype(node))
 
 
-@_register(aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default, aten.lift_fresh_copy.default)
+@_register(
+    aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default, aten.lift_fresh_copy.default
+)
 def _identity(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return pull.broadcast(node.args[0], node, indices)
 
@@ -254,7 +262,14 @@ def _fill_rule(position: int | None, value: float = 0) -> Rule:
     return rule
 
 
-for _name, _value in (("zeros", 0), ("ones", 1), ("zeros_like", 0), ("ones_like", 1), ("new_zeros", 0), ("new_ones", 1)):
+for _name, _value in (
+    ("zeros", 0),
+    ("ones", 1),
+    ("zeros_like", 0),
+    ("ones_like", 1),
+    ("new_zeros", 0),
+    ("new_ones", 1),
+):
     RULES[getattr(aten, _name).default] = _fill_rule(None, _value)
 for _name, _position in (("full", 1), ("full_like", 1), ("new_full", 2), ("scalar_tensor", 0)):
     RULES[getattr(aten, _name).default] = _fill_rule(_position)

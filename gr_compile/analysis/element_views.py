@@ -38,7 +38,9 @@ def _squeeze(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     named = node.args[1] if len(node.args) > 1 else list(range(len(shape)))
     dims = {int(d) % len(shape) for d in (named if isinstance(named, (list, tuple)) else [named])}  # type: ignore[arg-type]
     unit = const(1)
-    return pull.element(node.args[0], [const(0) if d in dims and s is unit else rest.pop(0) for d, s in enumerate(shape)])
+    return pull.element(
+        node.args[0], [const(0) if d in dims and s is unit else rest.pop(0) for d, s in enumerate(shape)]
+    )
 
 
 @_register(aten.permute.default, aten.transpose.int, aten.t.default, aten.mT.default, aten.numpy_T.default)
@@ -81,7 +83,9 @@ def _select(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 
 
 # -------------------------------------------------------------------------------------------- reshape
-def reshape_indices(pull: Elements, source: Sequence[Expr], out: Sequence[Expr], places: Indices, node: fx.Node) -> list[Expr]:
+def reshape_indices(
+    pull: Elements, source: Sequence[Expr], out: Sequence[Expr], places: Indices, node: fx.Node
+) -> list[Expr]:
     """The source's indices under a row-major reshape: factors are grouped, flattened, and split again."""
     result: list[Expr] = []
     a = b = 0
@@ -258,7 +262,9 @@ def _index(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
             continue
         sizes, unit = pull.shape(tensor), const(1)
         skip = width - len(sizes)
-        picked = [const(0) if s is unit and o is not unit else i for i, s, o in zip(block[skip:], sizes, out_shape[skip:])]
+        picked = [
+            const(0) if s is unit and o is not unit else i for i, s, o in zip(block[skip:], sizes, out_shape[skip:])
+        ]
         places.append(wrapped(pull, pull.element(tensor, picked), shape[d]))
     return pull.element(source, places)
 

@@ -122,9 +122,7 @@ def _smaller_places(question: Question, leaf: tuple[Expr, ...], keep: frozenset[
     return found
 
 
-def _widest(
-    disjuncts: list[Expr], ranges: Ranges, facts: list[Expr], suffix_closed: frozenset[str]
-) -> list[Expr]:
+def _widest(disjuncts: list[Expr], ranges: Ranges, facts: list[Expr], suffix_closed: frozenset[str]) -> list[Expr]:
     """`disjuncts` without those that imply another one."""
     left = list(dict.fromkeys(disjuncts))
     for part in tuple(left):

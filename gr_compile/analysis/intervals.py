@@ -119,9 +119,7 @@ def _common_hull(support: Expr, disjuncts: list[tuple[Expr, ...]], ranges: Range
     )
 
 
-def _disjuncts(
-    support: Expr, ranges: Ranges, definitions: Mapping[Expr, Expr]
-) -> list[tuple[Expr, ...]] | None:
+def _disjuncts(support: Expr, ranges: Ranges, definitions: Mapping[Expr, Expr]) -> list[tuple[Expr, ...]] | None:
     """The alternatives that are possible; None when they are too many."""
     question = Question(ranges, solves=lambda atom: False, exclusive=False, budget=Budget())
     found: list[tuple[Expr, ...]] = []

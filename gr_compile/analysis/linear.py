@@ -123,11 +123,7 @@ def known_bounds(values: Iterable[Expr], ranges: Ranges) -> list[Expr]:
         if monomial in seen:
             continue
         seen.add(monomial)
-        new = (
-            _bounds_of_atom(monomial[0], ranges)
-            if len(monomial) == 1
-            else _bounds_of_product(monomial, ranges)
-        )
+        new = _bounds_of_atom(monomial[0], ranges) if len(monomial) == 1 else _bounds_of_product(monomial, ranges)
         found += new
         waiting += [m for value in new for m in terms(value)]
         waiting += [(atom,) for atom in monomial]

@@ -201,7 +201,11 @@ def is_pointwise(target: Any) -> bool:
     """True where torch itself tags the operator pointwise (or it is one of those that it forgets)."""
     if target in _EXTRA_POINTWISE:
         return True
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags and target not in _NOT_POINTWISE
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and torch.Tag.pointwise in target.tags
+        and target not in _NOT_POINTWISE
+    )
 
 
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
@@ -234,7 +238,9 @@ def _permute(node: fx.Node) -> Kind:
 
 def _reduce(node: fx.Node) -> Kind:
     source: Any = node.args[0]
-    position, name = (2, "dim") if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else (1, "dim")
+    position, name = (
+        (2, "dim") if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim) else (1, "dim")
+    )
     schema = {a.name: k for k, a in enumerate(node.target._schema.arguments)}  # type: ignore[union-attr]
     dims = argument(node, schema.get("dim", position), name) if "dim" in schema else None
     if dims is None or dims == []:
@@ -369,7 +375,9 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.einsum.default: _einsum,
     aten.embedding.default: _source(Lookup, 0, 1),
     aten.index.Tensor: _index,
-    aten.gather.default: lambda node: Gather(node.args[0], int(node.args[1]) % max(rank(node.args[0]), 1), node.args[2]),  # type: ignore[arg-type]
+    aten.gather.default: lambda node: Gather(
+        node.args[0], int(node.args[1]) % max(rank(node.args[0]), 1), node.args[2]
+    ),  # type: ignore[arg-type]
     aten.cross_entropy_loss.default: _row_loss,
     aten.cat.default: _concatenate,
     aten.concat.default: _concatenate,

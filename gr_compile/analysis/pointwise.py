@@ -133,9 +133,7 @@ def compare(op: str, left: Expr, right: Expr, ranges: Ranges | None = None) -> E
 def _compare_integers(op: str, left: Expr, right: Expr, ranges: Ranges | None) -> Expr:
     if op == "eq":
         difference = sub(left, right)
-        if ranges is not None and (
-            ranges.ge0(sub(difference, const(1))) or ranges.ge0(sub(const(-1), difference))
-        ):
+        if ranges is not None and (ranges.ge0(sub(difference, const(1))) or ranges.ge0(sub(const(-1), difference))):
             return FALSE
         return eq0(difference)
     difference = sub(sub(right, left), const(1 if op == "lt" else 0))

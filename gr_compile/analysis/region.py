@@ -283,9 +283,7 @@ class _Axes:
         pull.bind("b", self.extents["b"])
         self.heads = tuple(self._heads)
 
-    def _place(
-        self, pull: Elements, dim: tuple[Atom, ...], extent: Expr, first: bool
-    ) -> tuple[Expr, tuple[str, ...]]:
+    def _place(self, pull: Elements, dim: tuple[Atom, ...], extent: Expr, first: bool) -> tuple[Expr, tuple[str, ...]]:
         if not dim:
             if first and self.batch_atom is None:
                 self.extents["b"] = extent

@@ -54,7 +54,9 @@ class PlaceEmitter:
         value = self(expr)
         if isinstance(value, fx.Node) and isinstance(value.meta["val"], torch.Tensor):
             return value
-        made: fx.Node = self.editor.call(aten.full.default, [1] * self.rank, value, dtype=_DTYPE[expr.dtype], device=self.device)
+        made: fx.Node = self.editor.call(
+            aten.full.default, [1] * self.rank, value, dtype=_DTYPE[expr.dtype], device=self.device
+        )
         return made
 
     def _emit(self, expr: Expr) -> Any:
@@ -67,7 +69,9 @@ class PlaceEmitter:
         if op in _BINARY:
             return self.editor.call(_BINARY[op], self._as(args[0]), self._as(args[1]))
         if op in _ROUND:
-            return self.editor.call(aten.div.Tensor_mode, self._as(args[0]), self._as(args[1]), rounding_mode=_ROUND[op])
+            return self.editor.call(
+                aten.div.Tensor_mode, self._as(args[0]), self._as(args[1]), rounding_mode=_ROUND[op]
+            )
         target = getattr(aten, op, None)
         if target is None or len(args) != 1:
             raise NotImplementedError(f"no operator computes {op} over places")

@@ -139,10 +139,10 @@ class Exits:
         rows = self._row_numbers()
         at = self.per_sequence.tensor(place)
         batch = self.per_sequence.tensor(index("b"))
-        flat = self.editor.call(
-            aten.add.Tensor, self.editor.call(aten.mul.Tensor, batch, self.packer.index.length), at
+        flat = self.editor.call(aten.add.Tensor, self.editor.call(aten.mul.Tensor, batch, self.packer.index.length), at)
+        chosen = self.editor.call(
+            aten.index_select.default, rows, 0, self.editor.call(aten.reshape.default, flat, [-1])
         )
-        chosen = self.editor.call(aten.index_select.default, rows, 0, self.editor.call(aten.reshape.default, flat, [-1]))
         picked = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, chosen)
         shape = [self.editor.symbol_of(s) for s in user.meta["val"].shape]
         made: fx.Node = self.editor.call(aten.reshape.default, picked, shape)

@@ -105,9 +105,15 @@ class Packer:
         if layout is Layout.TOKENS:
             value, first = self.packed(operand), [self.layout.batch, self.layout.sequence]
         elif layout is Layout.SEQUENCE:
-            value, first = self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)), [self.layout.batch]
+            value, first = (
+                self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)),
+                [self.layout.batch],
+            )
         elif layout is Layout.POSITION:
-            value, first = self._at_tokens(operand, self.layout.sequence, self.index.position(self.editor)), [self.layout.sequence]
+            value, first = (
+                self._at_tokens(operand, self.layout.sequence, self.index.position(self.editor)),
+                [self.layout.sequence],
+            )
         else:
             value, first = operand, []
         return self._fit(value, operand, node, first)

@@ -74,9 +74,7 @@ class EliminatePadding(Pass):
                 matches.append(match)
             misses.update({str(miss): miss for miss in found})
 
-    def _next(
-        self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]
-    ) -> _Attempt | None:
+    def _next(self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]) -> _Attempt | None:
         dims = DimensionProvenance(graph_module)
         for node, (batch, sequence) in raggednesses(graph_module, dims, context):
             key = (node.name, str(sequence.size))
@@ -89,7 +87,9 @@ class EliminatePadding(Pass):
 def has_token_work(graph_module: fx.GraphModule, layout: TokenLayout) -> bool:
     """Whether anything that costs more than a view has a value for every place."""
     return any(
-        is_floating(node) and layout.of(node) is Layout.TOKENS and isinstance(kind_of(node), (Contract, Lookup, RowLoss, Along))
+        is_floating(node)
+        and layout.of(node) is Layout.TOKENS
+        and isinstance(kind_of(node), (Contract, Lookup, RowLoss, Along))
         for node in graph_module.graph.nodes
         if node.op == "call_function"
     )
@@ -131,9 +131,7 @@ class _Attempt:
         self.places = Places(self.pull, self.layout, witness)
         self.declared = declared_places(self.pull, self.layout, graph_module, context.config)
         self.output_read = self._output_read()
-        self.demand = DemandAnalysis(
-            graph_module, self.pull, self.layout, self.places, self.regions, self.output_read
-        )
+        self.demand = DemandAnalysis(graph_module, self.pull, self.layout, self.places, self.regions, self.output_read)
 
     def _output_read(self) -> Expr:
         if self.context.config.outputs_at_padding == "exact":
@@ -218,7 +216,9 @@ class _Attempt:
         dense = exits.packer.unpacked(node, False if node.meta["val"].dtype == torch.bool else 0)
         if not implies(self.pull.ranges, self.demand.kept.mask, self.output_read):
             mask = self._dense_mask(self.output_read, index)
-            shaped = exits.packer.arrange_back(self._with_rest(mask, node), node, [self.layout.batch, self.layout.sequence])
+            shaped = exits.packer.arrange_back(
+                self._with_rest(mask, node), node, [self.layout.batch, self.layout.sequence]
+            )
             dense = editor.call(aten.where.ScalarOther, shaped, dense, 0)
         editor.set_argument(output, node, dense)
 

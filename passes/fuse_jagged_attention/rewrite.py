@@ -74,7 +74,12 @@ class _Fuser:
     """One region: operands, program, replacement."""
 
     def __init__(
-        self, region: Region, finder: RegionFinder, dims: DimensionProvenance, context: PassContext, ragged: Ragged | None
+        self,
+        region: Region,
+        finder: RegionFinder,
+        dims: DimensionProvenance,
+        context: PassContext,
+        ragged: Ragged | None,
     ) -> None:
         self.region, self.dims, self.context, self.ragged = region, dims, context, ragged
         self.pull, self.editor = finder.pull, context.editor
@@ -161,7 +166,9 @@ class _Fuser:
         score, post = renamed(region.score), renamed(region.post) if region.post is not None else None
         rest = [renamed(e) for e in (q_head, k_head, v_head)]
         bounds = [renamed(e) if e is not None else None for e in (low, high)]
-        sizes = sorted({p.args[0] for e in (score, post, *rest, *bounds) if e is not None for p in walk(e) if p.op == "size"})
+        sizes = sorted(
+            {p.args[0] for e in (score, post, *rest, *bounds) if e is not None for p in walk(e) if p.op == "size"}
+        )
         used = {p.args[0] for e in (score, post, *bounds) if e is not None for p in walk(e) if p.op == "load"}
         leaves = {name: node for name, node in leaf_names.items() if name in used}
         program = ScoreProgram(

@@ -51,7 +51,8 @@ def base_of(operand: Operand, region: Region, place: str) -> Base:
     node: Any = operand.node
     indices: Indices | None = operand.indices
     while indices is not None:
-        if _separable(node, indices, operand.feature, place) and (best is None or _numel(node) <= _numel(best.node)):
+        whole = _separable(node, indices, operand.feature, place, region.extents["b"] is const(1))
+        if whole and (best is None or _numel(node) <= _numel(best.node)):
             best = Base(node, indices)
         source = _source(node)
         if source is None:
@@ -79,12 +80,14 @@ def _read_of(node: fx.Node, region: Region, feature: Expr, place: str) -> Indice
     return None
 
 
-def _separable(node: fx.Node, indices: Indices, feature: Expr, place: str) -> bool:
+def _separable(node: fx.Node, indices: Indices, feature: Expr, place: str, one_sequence: bool) -> bool:
+    """One dimension each for the sequence, the place and the feature; a size of 1 is a sequence only if there is one."""
     special = [index("b"), index(place), feature]
     shape = node.meta["val"].shape
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
         return False
-    if sum(i is index("b") for i in indices) != 1 and not any(shape[d] == 1 and i.op == "const" for d, i in enumerate(indices)):
+    unit = one_sequence and any(shape[d] == 1 and i.op == "const" for d, i in enumerate(indices))
+    if sum(i is index("b") for i in indices) != 1 and not unit:
         return False
     names = {"b", place, feature.args[0]}
     return all(any(i is s for s in special) or not i.free & names for i in indices)
