@@ -25,13 +25,14 @@ def main() -> int:
     parser.add_argument("--seeds", default="0:100", help="A:B, as in range(A, B)")
     parser.add_argument("--file", type=Path, help="check this model instead")
     parser.add_argument("--out", type=Path, help="folder for the sources of failing models")
+    parser.add_argument("--dynamo", action=argparse.BooleanOptionalAction, default=True, help="without it: faster")
     parser.add_argument("--minimise", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--show", action="store_true", help="print the sources without checking them")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("gr_compile").setLevel(logging.ERROR)
     if options.file is not None:
-        outcome = check_text(options.file.read_text())
+        outcome = check_text(options.file.read_text(), options.dynamo)
         print(outcome)
         return int(outcome.failure is not None)
     first, last = (int(part) for part in options.seeds.split(":"))
@@ -46,7 +47,7 @@ def _run(seeds: range, options: argparse.Namespace) -> int:
         if options.show:
             print(model.text)
             continue
-        outcome = check_text(model.text)
+        outcome = check_text(model.text, options.dynamo)
         counts.update(models=1, packed=outcome.packed, fused=outcome.fused, invalid=bool(outcome.invalid))
         if outcome.invalid:
             print(f"seed {seed} invalid: {outcome.invalid}", flush=True)
@@ -54,7 +55,7 @@ def _run(seeds: range, options: argparse.Namespace) -> int:
             counts["failures"] += 1
             failure = outcome.failure
             if options.minimise:
-                model, failure = minimise(seed, failure)
+                model, failure = minimise(seed, failure, options.dynamo)
             print(f"==== seed {seed}: {failure}\n{model.text}", flush=True)
             if options.out is not None:
                 options.out.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ class GraphEditor:
         return int(extent) if isinstance(extent, int) else self._symbol_expr(size_expr(extent))
 
     def symbol(self, extent: torch.SymInt) -> fx.Node | int:
-        """A node for a symbolic integer: a placeholder, a size of a value that stands before, or arithmetic on these."""
+        """A node for a symbolic integer: an input, a size of a value that stands before, or arithmetic on these."""
         expr = size_expr(extent)
         if expr.is_Integer:
             return int(expr)

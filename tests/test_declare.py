@@ -141,7 +141,7 @@ def test_padding_that_is_no_mapping_is_refused(padding):
 
 
 @pytest.mark.parametrize("padding, unknown", [
-    ({"idz": 0}, "idz"), ({"ids": "length"}, "length"), ({"ids": Padding(mask="msk")}, "msk"),
+    ({"idz": 0}, "idz"), ({"ids": "length"}, "length"), ({"ids": Padding(mask="idss")}, "idss"),
 ])  # fmt: skip
 def test_an_unknown_argument_lists_the_arguments(padding, unknown):
     with pytest.raises(ConfigError, match=rf"{unknown!r}.*its arguments: ids, lengths\)"):

@@ -6,7 +6,7 @@ from fuzzing.check import Failure, check_text
 from fuzzing.models import Generated, generate
 
 
-def minimise(seed: int, failure: Failure, rounds: int = 2) -> tuple[Generated, Failure]:
+def minimise(seed: int, failure: Failure, dynamo: bool = True, rounds: int = 2) -> tuple[Generated, Failure]:
     """The simplest variant found, and how it fails."""
     fixed: dict[str, int] = {}
     best = generate(seed)
@@ -17,7 +17,7 @@ def minimise(seed: int, failure: Failure, rounds: int = 2) -> tuple[Generated, F
                 continue
             for simpler in _simpler(best.choices[name]):
                 candidate = generate(seed, {**fixed, name: simpler})
-                found = _failure(candidate.text)
+                found = check_text(candidate.text, dynamo).failure
                 if found is not None and found.kind == failure.kind:
                     fixed[name], best, failure = simpler, candidate, found
                     break
@@ -35,6 +35,3 @@ def _order(name: str) -> tuple[int, str]:
 def _simpler(choice: int) -> list[int]:
     return [k for k in (0, 1, 2, 6, 7) if k < choice][:4]
 
-
-def _failure(text: str) -> Failure | None:
-    return check_text(text).failure

@@ -406,7 +406,7 @@ class DemandAnalysis:
     def _dense(self, read: Read) -> Dense:
         if read.user.op == "output":
             return Dense(
-                read.node, read.user, "an output holds what the model computes at padded places, which is not a constant",
+                read.node, read.user, "an output holds what the model computes at padded places, no constant",
                 "declare the padding (padding={argument: pad id, lengths or mask}) or set padded_outputs='zero'",
             )  # fmt: skip
         if read.user in self.regions or read.user in self._interior:

@@ -228,7 +228,6 @@ class Elements:
         return known
 
     def _is_closed(self, node: fx.Node) -> bool:
-        value = node.meta.get("val")
         if node.op in ("placeholder", "get_attr"):
             return node in self.constants.tensors or is_data(node)
         if node.op != "call_function" or _is_random(node):

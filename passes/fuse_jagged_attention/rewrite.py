@@ -177,7 +177,8 @@ class _Fuser:
             out_dtype=self.pull.dtype(region.node),
         )  # fmt: skip
         made: fx.Node = editor.call(
-            ATTENTION, query, key, value, [self._tensor(node) for node in leaves.values()], query_side.offsets, query_side.positions,
+            ATTENTION, query, key, value, [self._tensor(node) for node in leaves.values()], query_side.offsets,
+            query_side.positions,
             key_side.offsets, key_side.positions, self._head_count(),
             [editor.symbol_of(self.pull.size_values[name]) for name in sizes], self._seed(program), program.text(),
         )  # fmt: skip

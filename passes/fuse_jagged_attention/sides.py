@@ -81,7 +81,7 @@ def _read_of(node: fx.Node, region: Region, feature: Expr, place: str) -> Indice
 
 
 def _separable(node: fx.Node, indices: Indices, feature: Expr, place: str, one_sequence: bool) -> bool:
-    """One dimension each for the sequence, the place and the feature; a size of 1 is a sequence only if there is one."""
+    """One dimension each for the sequence, the place and the feature; a size of 1 may stand for the sequence."""
     special = [index("b"), index(place), feature]
     shape = node.meta["val"].shape
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
