@@ -102,7 +102,7 @@ class Backend:
                     raise
                 report.passes_failed = str(error)
                 log.error("%s compiles without %s: %s", report.model, ", ".join(p.name for p in blamed), error)
-                pipeline = Pipeline(tuple(item for item in pipeline.passes if item not in blamed))
+                pipeline = pipeline.without(blamed)
 
     @staticmethod
     def _blamed(error: PassError, pipeline: Pipeline, report: GraphReport) -> list[Pass]:
@@ -192,6 +192,8 @@ class Backend:
         self, graph_module: fx.GraphModule, inputs: list[Any], report: GraphReport, blocked: CannotCapture
     ) -> Callable[..., Any]:
         report.not_captured = Miss(blocked.reason, _with_source(blocked.node))
+        if self.session.config.strict and self.session.pipeline.passes:
+            raise PassError(f"strict=True and a graph was not captured: {report.not_captured}")
         self.session.say_once(f"{report.model}: a region runs as torch.compile would run it: {report.not_captured}")
         compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
         return compiled

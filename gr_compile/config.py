@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -68,7 +69,12 @@ class Config:
             raise ConfigError(f"padded_outputs={self.padded_outputs!r}: 'exact', 'zero' or None")
         if self.dynamic not in (None, True, False):
             raise ConfigError(f"dynamic={self.dynamic!r}: True, False or None")
-        if self.expected_fill is not None and not 0 < self.expected_fill <= 1:
+        if not isinstance(self.strict, bool):
+            raise ConfigError(f"strict={self.strict!r}: True or False")
+        if not (self.dump is None or isinstance(self.dump, (str, os.PathLike))):
+            raise ConfigError(f"dump={self.dump!r}: a folder, or None")
+        fill = self.expected_fill
+        if fill is not None and not (isinstance(fill, (int, float)) and 0 < fill <= 1):
             raise ConfigError(f"expected_fill={self.expected_fill!r}: a share of valid places in (0, 1]")
         self._check_padding()
 

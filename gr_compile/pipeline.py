@@ -8,7 +8,7 @@ import importlib.metadata
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -103,16 +103,17 @@ class Pipeline:
         Raises:
             PipelineError: unknown pass or option (with the closest ones), unmet requirement, conflict, cycle.
         """
-        items: list[str | Pass] = [passes] if isinstance(passes, (str, Pass)) else list(passes or [])
+        listed = passes is None or (isinstance(passes, Iterable) and not isinstance(passes, (str, type)))
+        items: list[Any] = list(passes or ()) if listed else [passes]  # type: ignore[arg-type]
         chosen: dict[str, Pass] = {}
-        explicit = False
         for item in items:
             if isinstance(item, Pass):
-                chosen[item.name], explicit = item, True
-                continue
-            if not isinstance(item, str):
-                raise PipelineError(f"passes: text, a Pass or a list of both; got {type(item).__name__}")
-            explicit |= _apply_text(item, chosen)
+                chosen[item.name] = item
+            elif isinstance(item, str):
+                _apply_text(item, chosen)
+            else:
+                given = f"the class {item.__name__}; write {item.__name__}()" if isinstance(item, type) else type(item).__name__
+                raise PipelineError(f"passes: text, a Pass or a list of both; got {given}")
         pipeline = cls(tuple(_sorted(list(chosen.values()))))
         pipeline._check_contracts()
         return pipeline
@@ -121,9 +122,13 @@ class Pipeline:
         """The pipeline as text that `parse` reads back."""
         return ",".join(item.text() for item in self.passes) or "none"
 
+    def without(self, left_out: Iterable[Pass]) -> Pipeline:
+        """The other passes, in the same order."""
+        gone = list(left_out)
+        return Pipeline(tuple(item for item in self.passes if item not in gone))
+
     def _check_contracts(self) -> None:
         provided: set[str] = set()
-        names = {item.name for item in self.passes}
         for item in self.passes:
             missing = item.requires - provided
             if missing:
@@ -132,34 +137,36 @@ class Pipeline:
                     f"{item.name} requires {', '.join(sorted(missing))}, which no pass before it provides"
                     + (f"; add {' or '.join(offers)}" if offers else "")
                 )
-            clash = item.conflicts & (names | provided)
-            if clash:
-                raise PipelineError(f"{item.name} conflicts with {', '.join(sorted(clash))} in the same pipeline")
+            others = [other for other in self.passes if other is not item]
+            present = {other.name for other in others}.union(*(other.provides for other in others))
+            if clash := item.conflicts & present:
+                listed = ", ".join(sorted(clash))
+                raise PipelineError(f"{item.name} conflicts with {listed} in the same pipeline")
             provided |= item.provides
 
 
-def _apply_text(text: str, chosen: dict[str, Pass]) -> bool:
-    position, explicit = 0, False
+def _apply_text(text: str, chosen: dict[str, Pass]) -> None:
+    position = 0
     while position < len(text):
         found = _ITEM.match(text, position)
         if found is None or (found.end() < len(text) and text[found.end()] != ","):
-            raise PipelineError(
-                f"cannot read the pipeline at {text[position:]!r}; expected name or name{{option=value}}"
-            )
+            expected = "expected name or name{option=value}"
+            raise PipelineError(f"cannot read the pipeline at {text[position:]!r}; {expected}")
         position = found.end() + 1
-        name = found["name"]
-        if name in PRESETS and not found["minus"]:
-            if found["options"]:
+        name, options = found["name"], found["options"]
+        if found["minus"]:
+            if name in PRESETS:
+                raise PipelineError(f"-{name}: a preset cannot be taken away, only passes can")
+            if options is not None:
+                raise PipelineError(f"-{name} takes no options")
+            chosen.pop(_find(name).name, None)
+        elif name in PRESETS:
+            if options is not None:
                 raise PipelineError(f"the preset {name} takes no options")
             for item in _preset(name):
                 chosen.setdefault(item.name, item)
-            continue
-        pass_class = _find(name)
-        if found["minus"]:
-            chosen.pop(name, None)
         else:
-            chosen[name], explicit = _with_options(pass_class, found["options"] or ""), True
-    return explicit
+            chosen[name] = _with_options(_find(name), options or "")
 
 
 def _preset(name: str) -> list[Pass]:
@@ -219,7 +226,7 @@ def run_pipeline(
             shapes, or, under `strict`, missed.
     """
     for index, item in enumerate(pipeline.passes, start=1):
-        record = _run_one(item, graph_module, context)
+        record = _run_one(item, pipeline, graph_module, context)
         context.report.passes.append(record)
         for hook in hooks:
             hook(StageEvent(index, item.name, graph_module, record, context.report))
@@ -229,51 +236,58 @@ def run_pipeline(
     return graph_module
 
 
-def _run_one(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> PassRecord:
+def _run_one(item: Pass, pipeline: Pipeline, graph_module: fx.GraphModule, context: PassContext) -> PassRecord:
     editor = context.editor
     editor.stamp(item.name)
     before, code_before = _operators(graph_module), _structure(graph_module)
     start = time.perf_counter()
+
+    def wrong(what: str) -> PassError:
+        return PassError(f"{_ran(item, pipeline, context)} {what}", item)
+
     try:
         result = item.run(graph_module, context)
     except Exception as error:
-        raise PassError(f"{_ran(item, context)} raised {type(error).__name__}: {error}", item) from error
+        raise wrong(f"raised {type(error).__name__}: {error}") from error
     if not isinstance(result, PassResult):
-        raise PassError(f"{_ran(item, context)} returned {type(result).__name__}, not a PassResult", item)
-    editor.eliminate_dead_code()
+        raise wrong(f"returned {type(result).__name__}, not a PassResult")
+    try:
+        editor.eliminate_dead_code()
+    except RuntimeError as error:
+        raise wrong(f"broke the graph: {error}") from error
     elapsed = (time.perf_counter() - start) * 1e3
     changed = _structure(graph_module) != code_before
     if changed != result.changed:
         truth = "changed" if changed else "did not change"
-        raise PassError(f"{_ran(item, context)} says changed={result.changed}, but it {truth} the graph", item)
+        raise wrong(f"says changed={result.changed}, but it {truth} the graph")
     start = time.perf_counter()
     if changed:
-        _verify(item, graph_module, context)
+        try:
+            _verify(graph_module, context)
+        except VerificationError as error:
+            raise wrong(f"broke the graph: {error}") from error
         graph_module.recompile()
+    after = _operators(graph_module)
     return PassRecord(
         item.name, item.text(), item.stage, item.numerics, changed, tuple(result.matches), tuple(result.misses),
-        elapsed, (time.perf_counter() - start) * 1e3, sum(before.values()),
-        sum(_operators(graph_module).values()),
-        before, _operators(graph_module),
+        elapsed, (time.perf_counter() - start) * 1e3, sum(before.values()), sum(after.values()), before, after,
     )  # fmt: skip
 
 
-def _verify(item: Pass, graph_module: fx.GraphModule, context: PassContext) -> None:
+def _verify(graph_module: fx.GraphModule, context: PassContext) -> None:
     if context.config.verify == "off":
         return
     touched = None if context.config.verify in ("full", "numerics") else context.editor.touched
-    try:
-        verify_shapes(graph_module, context.editor, touched)
-    except VerificationError as error:
-        raise PassError(f"{_ran(item, context)} broke the graph: {error}", item) from error
+    verify_shapes(graph_module, context.editor, touched)
 
 
-def _ran(item: Pass, context: PassContext) -> str:
+def _ran(item: Pass, pipeline: Pipeline, context: PassContext) -> str:
     earlier = [record.name for record in context.report.passes]
-    return (
-        f"pass {item.name!r} (after {', '.join(earlier) or 'no other pass'}; "
-        f"leave it out with passes='{context.report.pipeline},-{item.name}')"
-    )
+    rest = pipeline.without([item])
+    installed = {pass_class.name for pass_class in list_passes()}
+    spelled = {other.name for other in rest.passes} <= installed
+    how = f"with passes={rest.text()!r}" if spelled else "of passes="
+    return f"pass {item.name!r} (after {', '.join(earlier) or 'no other pass'}; leave it out {how})"
 
 
 def _operators(graph_module: fx.GraphModule) -> Mapping[str, int]:

@@ -32,12 +32,11 @@ def verify_shapes(graph_module: fx.GraphModule, editor: GraphEditor, touched: se
         raise VerificationError(str(error)) from error
     dirty = set(touched) if touched is not None else None
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or (dirty is not None and node not in dirty):
+        if node.op != "call_function" or _has_no_result(node):
             continue
-        if _has_no_result(node):
+        _value(node)
+        if dirty is not None and node not in dirty:
             continue
-        if "val" not in node.meta:
-            raise VerificationError(f"{node.format_node()} has no value: it was not made by the GraphEditor")
         if node.meta.get("unbacked_bindings") or _sized_by_data(node):
             continue
         if not _recompute(node, editor) and dirty is not None:

@@ -25,13 +25,13 @@ from gr_compile.verify import same_shape
 
 aten = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
-_CASTS = {
-    aten.to.dtype,
-    aten._to_copy.default,
-    aten.to.device,
-    aten.to.other,
-    aten.to.dtype_layout,
-    aten.type_as.default,
+_CASTS = {  # -> the place of `copy` among the arguments
+    aten.to.dtype: 3,
+    aten.to.device: 4,
+    aten.to.other: 3,
+    aten.to.dtype_layout: 99,
+    aten.type_as.default: 99,
+    aten._to_copy.default: 99,
 }
 
 
@@ -48,30 +48,56 @@ class Canonicalize(Pass):
         matches: list[Match] = []
         seen: dict[Any, fx.Node] = {}
         for node in list(graph_module.graph.nodes):
-            if node.op != "call_function":
-                continue
-            name, replacement = self._rewrite(node, context.editor, seen)
-            if replacement is None or not context.allow(f"{name} {node.name}", node):
-                continue
-            matches.append(Match(name, node))
-            context.editor.replace(node, replacement)
-            context.editor.erase(node)
+            current: fx.Node | None = node if node.op == "call_function" else None
+            for step in (_respelled, _identity, _repeated):
+                if current is None:
+                    break
+                found = step(current, context.editor, seen)
+                if found is None or not context.allow(f"{found.what} {current.name}", current):
+                    continue
+                matches.append(Match(found.what, current))
+                context.editor.replace(current, found.replacement)
+                context.editor.erase(current)
+                current = found.replacement if step is _respelled else None
         return PassResult(bool(matches), tuple(matches))
 
-    def _rewrite(self, node: fx.Node, editor: GraphEditor, seen: dict[Any, fx.Node]) -> tuple[str, fx.Node | None]:
-        rule = _RULES.get(node.target)
-        if rule is not None:
-            with editor.at(before=node, like=node):
-                replacement = rule(node, editor)
-            if replacement is not None:
-                return f"spelling of {node.target}", replacement
-        source = _identity(node)
-        if source is not None:
-            return f"identity {node.target}", source
-        return "repeated call", _repeated(node, seen)
+
+@dataclass(frozen=True)
+class _Found:
+    """A rewrite: all users of the node read `replacement`."""
+
+    what: str
+    replacement: fx.Node
 
 
-def _identity(node: fx.Node) -> fx.Node | None:
+def _respelled(node: fx.Node, editor: GraphEditor, seen: dict[Any, fx.Node]) -> _Found | None:
+    rule = _RULES.get(node.target)
+    if rule is None:
+        return None
+    with editor.at(before=node, like=node):
+        replacement = rule(node, editor)
+    return _Found(f"spelling of {node.target}", replacement) if replacement is not None else None
+
+
+def _identity(node: fx.Node, editor: GraphEditor, seen: dict[Any, fx.Node]) -> _Found | None:
+    """A call that returns its operand unchanged; an output that must not alias an input stays a copy."""
+    source = _unchanged_operand(node)
+    if source is None or (_makes_a_copy(node) and _is_output(node)):
+        return None
+    return _Found(f"identity {node.target}", source)
+
+
+def _makes_a_copy(node: fx.Node) -> bool:
+    if node.target in (aten._to_copy.default, aten.lift_fresh_copy.default):
+        return True
+    return node.target in _CASTS and bool(ops.argument(node, _CASTS[node.target], "copy", False))
+
+
+def _is_output(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)
+
+
+def _unchanged_operand(node: fx.Node) -> fx.Node | None:
     """The operand that a call returns unchanged, if it does."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -93,14 +119,19 @@ def _identity(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _repeated(node: fx.Node, seen: dict[Any, fx.Node]) -> fx.Node | None:
-    """An earlier call of the same operator on the same operands; nothing random, nothing with unbacked sizes."""
+def _repeated(node: fx.Node, editor: GraphEditor, seen: dict[Any, fx.Node]) -> _Found | None:
+    """A call that an earlier one made already: the same operator on the same operands.
+
+    Nothing random and nothing with unbacked sizes; two outputs stay two tensors, which the caller may write to.
+    """
     if not isinstance(node.target, torch._ops.OpOverload) or _RANDOM in node.target.tags:
         return None
     if node.meta.get("unbacked_bindings") or node.meta.get("recompute") is not None or not node.users:
         return None
-    key = (node.target, _frozen(node.args), _frozen(node.kwargs))
-    return None if seen.setdefault(key, node) is node else seen[key]
+    first = seen.setdefault((node.target, _frozen(node.args), _frozen(node.kwargs)), node)
+    if first is node or (_is_output(first) and _is_output(node)):
+        return None
+    return _Found("repeated call", first)
 
 
 def _frozen(value: Any) -> Any:

@@ -159,8 +159,8 @@ def test_a_third_partys_pass_runs_and_is_recorded():
     ("returns nonsense", "returned str, not a PassResult"),
     ("says changed", "says changed=True, but it did not change the graph"),
     ("says unchanged", "says changed=False, but it changed the graph"),
-    ("breaks shapes", "broke the graph: .*linear"),
-    ("breaks dtypes", "broke the graph: .*linear"),
+    ("breaks shapes", "broke the graph: .*dropout.* now gives"),
+    ("breaks dtypes", "broke the graph: .*dropout.* now gives"),
     ("bypasses the editor", "broke the graph: .*not made by the GraphEditor"),
     ("breaks the order", "broke the graph"),
 ])  # fmt: skip
@@ -168,7 +168,7 @@ def test_a_third_partys_wrong_pass_is_named_with_those_before_it(how, said):
     fast = optimize(Mlp(), passes=[DropOnes(), Wrong(how=how)])
     with pytest.raises(PassError, match=said) as raised:
         fast(vectors())
-    assert str(raised.value).startswith("pass 'wrong' (after drop-ones; leave it out with passes=")
+    assert str(raised.value).startswith("pass 'wrong' (after drop-ones; leave it out of passes=)")
     assert raised.value.culprit == Wrong(how=how)
     if how == "raises":
         assert isinstance(raised.value.__cause__, KeyError), "the traceback of the pass is not lost"

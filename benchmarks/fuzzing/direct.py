@@ -14,8 +14,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.func import functional_call
 
 from gr_compile.backend import Backend, Session
-from gr_compile.optimize import make_session
+from gr_compile.compiled import make_session
 
+PASSES = "canonicalize,eliminate-padding{min-saving=-1000},fuse-jagged-attention"
+"""Everything that can be packed is packed, worth it or not."""
 NAMES = ("ids", "lengths", "mask", "times", "targets", "negatives", "features", "given", "context_ids")
 
 
@@ -35,7 +37,7 @@ class Direct:
         return self._compiled[shapes](*state.values(), *inputs)
 
     def _compile(self, state: dict[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
-        session = make_session({"target": "eager", "verify": "off"}, "fuzz")
+        session = make_session({"target": "eager", "verify": "off", "passes": PASSES}, "fuzz")
         self.sessions.append(session)
         graph, mode, names = fx.Graph(), FakeTensorMode(shape_env=ShapeEnv()), list(state)
         sources = [self._source(name) for name in names] + [f"L['{name}']" for name in NAMES]

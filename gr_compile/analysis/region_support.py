@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from gr_compile.analysis.expr import FALSE, Expr, and_, compare, const, substitute, walk, where
+from gr_compile.analysis.expr import FALSE, Expr, and_, compare, const, make, or_, substitute, walk, where
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.support import live, nonzero
 
 
 def support(region: Region) -> Expr:
-    """Implied by: key j contributes to query i. Of a softmax, an unmasked logit; of a pointwise program, P V != 0."""
-    if region.post is not None:
-        return and_(live(_by_cases(region.score)).condition, nonzero(_by_cases(region.post)))
-    return and_(nonzero(_by_cases(region.score)), nonzero(region.value_element))
+    """Implied by: key j matters to query i. Of a pointwise program, P V != 0.
+
+    Under a softmax every unmasked logit is part of the sum, whatever the weights are multiplied with afterwards; a
+    masked key matters only through P = post(0) != 0.
+    """
+    if region.post is None:
+        return and_(nonzero(_by_cases(region.score)), nonzero(region.value_element))
+    weight = make("sm", (), region.score.dtype)
+    masked = substitute(region.post, {weight: const(0.0, weight.dtype)})
+    return or_(live(_by_cases(region.score)).condition, and_(nonzero(_by_cases(masked)), nonzero(region.value_element)))
 
 
 def _by_cases(expr: Expr) -> Expr:
