@@ -101,7 +101,9 @@ class Backend:
                 if self.session.config.strict or not blamed or not all(map(_is_our_own, blamed)):
                     raise
                 report.passes_failed = str(error)
-                log.error("%s compiles without %s: %s", report.model, ", ".join(p.name for p in blamed), error)
+                log.error(
+                    "%s compiles without %s: %s", report.model, ", ".join(p.name for p in blamed), error
+                )
                 pipeline = pipeline.without(blamed)
 
     @staticmethod
@@ -135,7 +137,9 @@ class Backend:
         run = WithoutAutocast(compiled) if ambient_autocast() else compiled
         return GuardedGraph(run, graph_module, guards, self.session) if guards else run
 
-    def _lower(self, captured: fx.GraphModule, inputs: Sequence[Any], report: GraphReport) -> Callable[..., Any]:
+    def _lower(
+        self, captured: fx.GraphModule, inputs: Sequence[Any], report: GraphReport
+    ) -> Callable[..., Any]:
         try:
             with autocast_as({}):
                 compiled: Callable[..., Any] = self.target.compile(captured, inputs)
@@ -146,7 +150,9 @@ class Backend:
             if not any(record.changed for record in report.passes):
                 raise
             reason = f"{type(error).__name__}: {error}"
-            raise PassError(f"target {report.target} rejects the graph after {report.pipeline}: {reason}") from error
+            raise PassError(
+                f"target {report.target} rejects the graph after {report.pipeline}: {reason}"
+            ) from error
 
     def _optimise(
         self, captured: fx.GraphModule, inputs: Sequence[Any], constants: Constants, pipeline: Pipeline,
@@ -194,7 +200,9 @@ class Backend:
         report.not_captured = Miss(blocked.reason, _with_source(blocked.node))
         if self.session.config.strict and self.session.pipeline.passes:
             raise PassError(f"strict=True and a graph was not captured: {report.not_captured}")
-        self.session.say_once(f"{report.model}: a region runs as torch.compile would run it: {report.not_captured}")
+        self.session.say_once(
+            f"{report.model}: a region runs as torch.compile would run it: {report.not_captured}"
+        )
         compiled: Callable[..., Any] = self.target.compile(graph_module, inputs)
         return compiled
 
@@ -223,7 +231,11 @@ class GuardedGraph:
     """
 
     def __init__(
-        self, compiled: Callable[..., Any], original: fx.GraphModule, guards: Sequence[ContentGuard], session: Session
+        self,
+        compiled: Callable[..., Any],
+        original: fx.GraphModule,
+        guards: Sequence[ContentGuard],
+        session: Session,
     ) -> None:
         self.compiled, self.original, self.guards, self.session = compiled, original, guards, session
 

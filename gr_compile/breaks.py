@@ -50,7 +50,11 @@ def skipped_since(start: float) -> list[Miss]:
 def _as_miss(reason: Any) -> Miss:
     stack: Sequence[traceback.FrameSummary] = reason.user_stack or ()
     frame = next((f for f in reversed(stack) if "/site-packages/torch/" not in f.filename), None)
-    where = SourceLine(frame.filename, frame.lineno or 0, frame.name, (frame.line or "").strip()) if frame else None
+    where = (
+        SourceLine(frame.filename, frame.lineno or 0, frame.name, (frame.line or "").strip())
+        if frame
+        else None
+    )
     return Miss(f"graph break: {_headline(reason.reason)}", hint=_hint(reason.reason), where=where)
 
 

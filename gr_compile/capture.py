@@ -23,7 +23,14 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from gr_compile.editor import fake_mode_of
-from gr_compile.modes import AUTOCAST, NO_GRAD, CannotExpand, ambient_autocast, expand_modes, restored_autocast
+from gr_compile.modes import (
+    AUTOCAST,
+    NO_GRAD,
+    CannotExpand,
+    ambient_autocast,
+    expand_modes,
+    restored_autocast,
+)
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _MODE_CALLS: dict[Any, str] = {
@@ -63,6 +70,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
         raise CannotCapture(str(error), error.node) from error
     _drop_metadata_assertions(graph_module)
     _value_constants(graph_module, fake_mode)
+    _spell_views_as_reshapes(graph_module)
     _rename_placeholders(dynamo_graph, graph_module)
     graph_module.graph.eliminate_dead_code()
     _check_functional(graph_module)
@@ -115,7 +123,9 @@ class _RegionInterpreter(fx.Interpreter):
         if target is CHECKPOINT:
             return self._inline_checkpoint(*args, **kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
-            raise CannotCapture(f"the higher-order operator {target} has no functional form here", self.current)
+            raise CannotCapture(
+                f"the higher-order operator {target} has no functional form here", self.current
+            )
         name = getattr(target, "__name__", str(target))
         if name in ("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"):
             raise CannotCapture(f"a functorch transform ({name}) is part of the graph", self.current)
@@ -177,7 +187,9 @@ def _may_write(n: fx.Node) -> bool:
     """By its name: in-place methods end in one underscore, `x[...] = y` and `x += y` are functions of `operator`."""
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
     in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
-    return in_place or name == "setitem" or (n.op == "call_function" and name in _IN_PLACE) or "out" in n.kwargs
+    return (
+        in_place or name == "setitem" or (n.op == "call_function" and name in _IN_PLACE) or "out" in n.kwargs
+    )
 
 
 def _is_mutated(value: FunctionalTensor) -> bool:
@@ -209,7 +221,9 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
         _disable_saved_tensors_hooks_during_tracing(),
     ):
         try:
-            return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
+            return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(
+                *values
+            )
         except CannotCapture:
             raise
         except Exception as error:
@@ -224,6 +238,14 @@ def _first_line(error: Exception) -> str:
 def _unwrap(value: FunctionalTensor) -> torch.Tensor:
     torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
     return torch._from_functional_tensor(value.elem)
+
+
+def _spell_views_as_reshapes(graph_module: fx.GraphModule) -> None:
+    """A view is a promise about strides, and fake strides (of an attention operator's output, say) may differ from
+    real ones; a reshape is the same wherever the view was right."""
+    for node in graph_module.graph.nodes:
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
 
 
 def _value_constants(graph_module: fx.GraphModule, fake_mode: FakeTensorMode) -> None:
@@ -282,5 +304,7 @@ def _check_node(node: fx.Node) -> None:
     if target in _MODE_CALLS:
         raise CannotCapture("a grad-mode or autocast region is left in the graph", node)
     module = getattr(target, "__module__", "") or ""
-    if target not in vars(operator).values() and not module.startswith(("torch.sym", "torch", "math", "_operator")):
+    if target not in vars(operator).values() and not module.startswith(
+        ("torch.sym", "torch", "math", "_operator")
+    ):
         raise CannotCapture(f"unexpected call to {target}", node)

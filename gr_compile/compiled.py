@@ -23,7 +23,9 @@ from gr_compile.numerics import NumericsError
 from gr_compile.pipeline import Hook, PassError, Pipeline
 
 log = logging.getLogger("gr_compile")
-_RECOMPILE_LIMIT = 64  # train, eval, no_grad, autocast, B = 1, N = 1 each take a graph; torch's own limit is 8
+_RECOMPILE_LIMIT = (
+    64  # train, eval, no_grad, autocast, B = 1, N = 1 each take a graph; torch's own limit is 8
+)
 
 
 def make_session(options: Mapping[str, Any], name: str) -> Session:
@@ -37,7 +39,9 @@ def make_session(options: Mapping[str, Any], name: str) -> Session:
     find_target(config.target)
     configure_logs()
     limit = RewriteLimit.from_environment()
-    return Session(config, Pipeline.parse(config.passes), hooks, dumper if folder is not None else None, limit.allow)
+    return Session(
+        config, Pipeline.parse(config.passes), hooks, dumper if folder is not None else None, limit.allow
+    )
 
 
 class Compiled:
@@ -51,7 +55,9 @@ class Compiled:
             check_declared_arguments(self.session.config.declared, self.signature, name)
         # One object for all calls: each config.patch() makes a context variable, which Python never frees.
         self._settings = torch._dynamo.config.patch(
-            capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, skip_nnmodule_hook_guards=False
+            capture_dynamic_output_shape_ops=True,
+            capture_scalar_outputs=True,
+            skip_nnmodule_hook_guards=False,
         )
         self._run = self._compile()
 
@@ -89,7 +95,9 @@ class Compiled:
         known = {str(miss) for report in new for miss in report.graph_breaks}
         found = [miss for miss in (*breaks_since(breaks), *skipped_since(start)) if str(miss) not in known]
         if found and not new:
-            new = [GraphReport(session.config.model, "none", 0, session.config.target, session.pipeline.text())]
+            new = [
+                GraphReport(session.config.model, "none", 0, session.config.target, session.pipeline.text())
+            ]
             session.reports.extend(new)
         for miss in found:
             new[0].graph_breaks.append(miss)

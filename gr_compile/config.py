@@ -42,7 +42,9 @@ class Padding:
             raise ConfigError(f"Padding(pad_id={self.pad_id!r}): pad_id is an int")
         for name, value in (("mask", self.mask), ("lengths", self.lengths)):
             if value is not None and not isinstance(value, str):
-                raise ConfigError(f"Padding({name}=...): {name} is the name of an argument, not {type(value).__name__}")
+                raise ConfigError(
+                    f"Padding({name}=...): {name} is the name of an argument, not {type(value).__name__}"
+                )
         if self.side not in ("right", "left"):
             raise ConfigError(f"Padding(side={self.side!r}): side is 'right' or 'left'")
 
@@ -89,7 +91,11 @@ class Config:
         if not isinstance(padding, Mapping):
             raise ConfigError(f"padding: 'auto', 'none' or a mapping, not {type(padding).__name__}")
         for name, declared in padding.items():
-            if not isinstance(name, str) or isinstance(declared, bool) or not isinstance(declared, (int, str, Padding)):
+            if (
+                not isinstance(name, str)
+                or isinstance(declared, bool)
+                or not isinstance(declared, (int, str, Padding))
+            ):
                 raise ConfigError(
                     f"padding[{name!r}]={declared!r}: an int (pad id), the name of a lengths or mask argument, "
                     "or gr_compile.Padding(...)"
@@ -121,7 +127,9 @@ def check_declared_arguments(
         close = difflib.get_close_matches(unknown, arguments, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         listed = ", ".join(arguments)
-        raise ConfigError(f"padding names {unknown!r}, which is no argument of {model} (its arguments: {listed}){hint}")
+        raise ConfigError(
+            f"padding names {unknown!r}, which is no argument of {model} (its arguments: {listed}){hint}"
+        )
 
 
 def _names(declared: Mapping[str, int | str | Padding]) -> Iterator[str]:

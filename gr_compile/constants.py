@@ -42,13 +42,19 @@ class Constants:
         """`distrusted`: sources of buffers whose content has changed before; they are inputs like any other."""
         tensors: dict[fx.Node, torch.Tensor] = {}
         positions: dict[fx.Node, int] = {}
-        for position, (node, value) in enumerate(zip(graph_module.graph.find_nodes(op="placeholder"), inputs)):
+        for position, (node, value) in enumerate(
+            zip(graph_module.graph.find_nodes(op="placeholder"), inputs)
+        ):
             source = node.meta.get("gr_source", "")
             if _is_constant(source, value) and source not in distrusted:
                 tensors[node], positions[node] = value, position
         for node in graph_module.graph.find_nodes(op="get_attr"):
             value = getattr(graph_module, str(node.target), None)
-            if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor) and not value.requires_grad:
+            if (
+                isinstance(value, torch.Tensor)
+                and not isinstance(value, FakeTensor)
+                and not value.requires_grad
+            ):
                 tensors[node] = value
         return cls(tensors, positions)
 

@@ -59,7 +59,9 @@ def check_declared_padding(
     _check_agreement(places)
 
 
-def _bound(signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+def _bound(
+    signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Mapping[str, Any]:
     """The call's arguments by name; those that Python collects (**fields) too."""
     if signature is None:
         return {}
@@ -113,7 +115,8 @@ def _places(padding: Padding, name: str, arguments: Mapping[str, Any]) -> torch.
         return mask.bool().flatten(2).any(-1) if mask.dim() > 2 else mask.bool()
     lengths, longest = arguments[str(padding.lengths)][:, None], arguments[name].shape[1]
     place = torch.arange(longest, device=lengths.device)
-    return place < lengths if padding.side == "right" else place >= longest - lengths
+    valid: torch.Tensor = place < lengths if padding.side == "right" else place >= longest - lengths
+    return valid
 
 
 def _check_agreement(places: Mapping[str, torch.Tensor]) -> None:

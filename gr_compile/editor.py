@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +18,15 @@ from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings
 
 from gr_compile.sizes import size_expr
 
+_ARITHMETIC: dict[str, Any] = {
+    "Add": operator.add,
+    "Mul": operator.mul,
+    "Pow": operator.pow,
+    "PowByNatural": operator.pow,
+    "FloorDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+}
 _INHERITED = ("stack_trace", "nn_module_stack", "source_fn_stack", "recompute", "ac_graph_id", "custom")
 
 
@@ -26,7 +36,13 @@ def fake_mode_of(values: Iterable[Any]) -> FakeTensorMode | None:
 
 
 class GraphEditor:
-    """Edits one graph. Every node it makes has a computed fake value and the provenance of the node it stands for."""
+    """Edits one graph. Every node it makes has a computed fake value and the provenance of the node it stands for.
+
+    Attributes:
+        touched: nodes made or changed since the last `stamp`.
+        rewired: those among them whose operands became of another kind since their value was computed.
+        edits: how many edits there were since the last `stamp`.
+    """
 
     def __init__(self, graph_module: fx.GraphModule, fake_mode: FakeTensorMode | None = None) -> None:
         self.graph_module = graph_module
@@ -34,10 +50,11 @@ class GraphEditor:
         values = (node.meta.get("val") for node in self.graph.nodes)
         self.fake_mode = fake_mode or fake_mode_of(values)
         self.touched: set[fx.Node] = set()
+        self.rewired: set[fx.Node] = set()
         self.edits = 0
         self._like: fx.Node | None = None
         self._stamp = ""
-        self._point: tuple[fx.Node | None, bool] = (None, False)
+        self._point: fx.Node | None = None
 
     # ------------------------------------------------------------------------------------ where and as what
     @contextlib.contextmanager
@@ -45,17 +62,13 @@ class GraphEditor:
         self, *, before: fx.Node | None = None, after: fx.Node | None = None, like: fx.Node | None = None
     ) -> Iterator[GraphEditor]:
         """Nodes made inside stand before or after a node and inherit the provenance of `like`."""
-        scope = (
-            self.graph.inserting_before(before)
-            if before is not None
-            else self.graph.inserting_after(after)
-            if after is not None
-            else contextlib.nullcontext()
-        )
+        if after is not None:
+            before = after.next  # fx itself would put each next call in front of the one made before it
+        scope = self.graph.inserting_before(before) if before is not None else contextlib.nullcontext()
         previous = self._like, self._point
         self._like = like if like is not None else self._like
-        if before is not None or after is not None:
-            self._point = (before or after, after is not None)
+        if before is not None:
+            self._point = before
         try:
             with scope:
                 yield self
@@ -73,7 +86,8 @@ class GraphEditor:
                     node.meta[key] = self._like.meta[key]
         node.meta["gr_made_by"] = self._stamp
         self.refresh(node)
-        self._note(node)
+        self.touched.add(node)
+        self.edits += 1
         return node
 
     def refresh(self, node: fx.Node) -> None:
@@ -91,22 +105,27 @@ class GraphEditor:
         with mode, enable_python_dispatcher(), torch.no_grad():
             return target(*args, **kwargs)
 
-    def replace(self, node: fx.Node, replacement: fx.Node, *, only: Callable[[fx.Node], bool] | None = None) -> None:
+    def replace(
+        self, node: fx.Node, replacement: fx.Node, *, only: Callable[[fx.Node], bool] | None = None
+    ) -> None:
         """All users of `node` (or those that `only` accepts) read `replacement` instead."""
         users = [user for user in node.users if user is not replacement and (only is None or only(user))]
         for user in users:
-            user.replace_input_with(node, replacement)
-            self._note(user)
+            self.set_argument(user, node, replacement)
 
     def set_argument(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """`user` reads `new` wherever it read `old`."""
         user.replace_input_with(old, new)
-        self._note(user)
+        self.touched.add(user)
+        self.edits += 1
+        if not _alike(old.meta.get("val"), new.meta.get("val"), strides=_looks_at_strides(user)):
+            self.rewired.add(user)
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node that nobody uses."""
         self.graph.erase_node(node)
         self.touched.discard(node)
+        self.rewired.discard(node)
         self.edits += 1
 
     def sort(self) -> None:
@@ -137,11 +156,12 @@ class GraphEditor:
         self.graph.eliminate_dead_code()
         alive = set(self.graph.nodes)
         self.touched &= alive
+        self.rewired &= alive
         return len(alive) != before
 
     def stamp(self, pass_name: str) -> None:
         """New nodes are marked as made by this pass; the record of touched nodes starts anew."""
-        self._stamp, self.touched, self.edits = pass_name, set(), 0
+        self._stamp, self.touched, self.rewired, self.edits = pass_name, set(), set(), 0
 
     # ------------------------------------------------------------------------------------------- sizes
     def size(self, tensor: fx.Node, dim: int) -> int | fx.Node:
@@ -183,11 +203,10 @@ class GraphEditor:
         return found
 
     def _fold(self, expr: Any, parts: list[fx.Node | int]) -> fx.Node | int:
-        function: Any = operator.add if expr.is_Add else operator.mul if expr.is_Mul else None
-        if function is None:
-            name = type(expr).__name__
-            function = {"FloorDiv": operator.floordiv, "Mod": operator.mod, "PythonMod": operator.mod}.get(name)
-        if function is None:
+        function: Any = _ARITHMETIC.get(type(expr).__name__)
+        if function is operator.pow and isinstance(parts[1], int) and parts[1] > 0:
+            function, parts = operator.mul, [parts[0]] * parts[1]
+        if function is None or function is operator.pow:
             raise ValueError(f"cannot spell the size {expr} as graph nodes")
         result: Any = parts[0]
         for part in parts[1:]:
@@ -211,17 +230,22 @@ class GraphEditor:
 
     def _nodes_before(self) -> Iterator[fx.Node]:
         """The nodes in front of the insertion point."""
-        point, inclusive = self._point
-        for node in self.graph.nodes:
-            if node is point and not inclusive:
-                return
-            yield node
-            if node is point:
-                return
+        return itertools.takewhile(lambda node: node is not self._point, self.graph.nodes)
 
-    def _note(self, node: fx.Node) -> None:
-        self.touched.add(node)
-        self.edits += 1
+
+def _alike(old: Any, new: Any, strides: bool) -> bool:
+    """An operator cannot tell the two tensors' kinds apart: same dtype, device and sizes, and strides if asked."""
+    if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor):
+        return False
+    if (old.dtype, old.device, old.layout, old.dim()) != (new.dtype, new.device, new.layout, new.dim()):
+        return False
+    pairs = [*zip(old.shape, new.shape), *(zip(old.stride(), new.stride()) if strides else ())]
+    return all(size_expr(a) == size_expr(b) for a, b in pairs)
+
+
+def _looks_at_strides(node: fx.Node) -> bool:
+    """Views fail on some strides; everything else accepts any."""
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target.is_view
 
 
 def copy_provenance(source: fx.Node, target: fx.Node) -> None:

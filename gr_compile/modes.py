@@ -114,7 +114,9 @@ def _has_kernel(target: torch._ops.OpOverload, key: str) -> bool:
     return found is not None and torch._C._dispatch_has_kernel_for_dispatch_key(str(target._name), found)
 
 
-def _casts_inside(editor: GraphEditor, node: fx.Node, region: Mapping[str, torch.dtype], dtype: torch.dtype) -> bool:
+def _casts_inside(
+    editor: GraphEditor, node: fx.Node, region: Mapping[str, torch.dtype], dtype: torch.dtype
+) -> bool:
     """Whether an operator made of others (einsum) needs its operands cast to mean what it means under autocast."""
     if not _has_kernel(node.target, "CompositeImplicitAutograd"):  # type: ignore[arg-type]
         return False

@@ -29,7 +29,9 @@ class NumericsCheck:
     def __init__(self, captured: fx.GraphModule, inputs: Sequence[Any], padded_outputs: str) -> None:
         self.inputs, self.padded_outputs = [_concrete(value) for value in inputs], padded_outputs
         wanted = zip(captured.graph.find_nodes(op="placeholder"), self.inputs)
-        self.names = [node.name for node, value in wanted if isinstance(value, torch.Tensor) and value.requires_grad]
+        self.names = [
+            node.name for node, value in wanted if isinstance(value, torch.Tensor) and value.requires_grad
+        ]
         self.expected = _run(captured, self.inputs)
 
     def __call__(self, event: StageEvent) -> None:
@@ -44,7 +46,9 @@ class NumericsCheck:
             _compare(event.stage, f"gradient of {name}", *_filled(grad, wanted))
 
 
-def _filled(got: torch.Tensor | None, want: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _filled(
+    got: torch.Tensor | None, want: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """No gradient is a gradient of zeros."""
     if got is None and want is not None:
         return torch.zeros_like(want), want
@@ -57,7 +61,9 @@ def _compare(stage: str, what: str, got: torch.Tensor | None, want: torch.Tensor
     if got is None or want is None:
         return
     if got.shape != want.shape:
-        raise NumericsError(f"{stage} changed the shape of {what}: {tuple(want.shape)} became {tuple(got.shape)}")
+        raise NumericsError(
+            f"{stage} changed the shape of {what}: {tuple(want.shape)} became {tuple(got.shape)}"
+        )
     a, b = got.double(), want.double()
     if bool((a.isnan() != b.isnan()).any()):
         raise NumericsError(f"{stage} changed which elements of {what} are NaN")

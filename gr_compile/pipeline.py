@@ -18,7 +18,17 @@ import torch
 import torch.fx as fx
 
 from gr_compile.editor import GraphEditor
-from gr_compile.graph_pass import NUMERICS, GraphReport, Match, Miss, Numerics, Pass, PassRecord, PassResult, StageEvent
+from gr_compile.graph_pass import (
+    NUMERICS,
+    GraphReport,
+    Match,
+    Miss,
+    Numerics,
+    Pass,
+    PassRecord,
+    PassResult,
+    StageEvent,
+)
 from gr_compile.verify import VerificationError, verify_shapes
 
 if TYPE_CHECKING:
@@ -112,7 +122,11 @@ class Pipeline:
             elif isinstance(item, str):
                 _apply_text(item, chosen)
             else:
-                given = f"the class {item.__name__}; write {item.__name__}()" if isinstance(item, type) else type(item).__name__
+                given = (
+                    f"the class {item.__name__}; write {item.__name__}()"
+                    if isinstance(item, type)
+                    else type(item).__name__
+                )
                 raise PipelineError(f"passes: text, a Pass or a list of both; got {given}")
         pipeline = cls(tuple(_sorted(list(chosen.values()))))
         pipeline._check_contracts()
@@ -183,7 +197,9 @@ def _find(name: str) -> type[Pass]:
         return known[name]
     close = difflib.get_close_matches(name, [*known, *PRESETS], n=3, cutoff=0.4)
     hint = f"; closest: {', '.join(close)}" if close else ""
-    raise PipelineError(f"no pass is called {name!r}{hint}. Known: {', '.join(known)}; presets: {', '.join(PRESETS)}")
+    raise PipelineError(
+        f"no pass is called {name!r}{hint}. Known: {', '.join(known)}; presets: {', '.join(PRESETS)}"
+    )
 
 
 def _with_options(pass_class: type[Pass], text: str) -> Pass:
@@ -209,7 +225,9 @@ def _convert(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
     kind: type[Any] = type(option.default)
     try:
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         return kind(text) if kind in (int, float) else text
     except (KeyError, ValueError):
         raise PipelineError(f"{owner}{{{option.name}={text}}}: expected {kind.__name__}") from None
@@ -236,7 +254,9 @@ def run_pipeline(
     return graph_module
 
 
-def _run_one(item: Pass, pipeline: Pipeline, graph_module: fx.GraphModule, context: PassContext) -> PassRecord:
+def _run_one(
+    item: Pass, pipeline: Pipeline, graph_module: fx.GraphModule, context: PassContext
+) -> PassRecord:
     editor = context.editor
     editor.stamp(item.name)
     before, code_before = _operators(graph_module), _structure(graph_module)
@@ -277,7 +297,7 @@ def _run_one(item: Pass, pipeline: Pipeline, graph_module: fx.GraphModule, conte
 def _verify(graph_module: fx.GraphModule, context: PassContext) -> None:
     if context.config.verify == "off":
         return
-    touched = None if context.config.verify in ("full", "numerics") else context.editor.touched
+    touched = None if context.config.verify in ("full", "numerics") else context.editor.rewired
     verify_shapes(graph_module, context.editor, touched)
 
 
@@ -296,7 +316,9 @@ def _operators(graph_module: fx.GraphModule) -> Mapping[str, int]:
 
 def _operator_name(node: fx.Node) -> str:
     target = node.target
-    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    return (
+        str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    )
 
 
 def _structure(graph_module: fx.GraphModule) -> tuple[Any, ...]:

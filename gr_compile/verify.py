@@ -67,7 +67,9 @@ def _recompute(node: fx.Node, editor: GraphEditor) -> bool:
     if same_shape(value, recorded):
         return True
     if node.meta.get("gr_made_by") or not isinstance(recorded, torch.Tensor):
-        raise VerificationError(f"{node.format_node()} gives {describe(value)}, but {describe(recorded)} is recorded")
+        raise VerificationError(
+            f"{node.format_node()} gives {describe(value)}, but {describe(recorded)} is recorded"
+        )
     raise VerificationError(f"{node.format_node()} now gives {describe(value)}; it gave {describe(recorded)}")
 
 

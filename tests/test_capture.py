@@ -28,7 +28,7 @@ def captured(function: Any, *args: Any) -> torch.fx.GraphModule:
         return graph_module.forward
 
     try:
-        torch.compile(function, backend=backend)(*args)
+        torch.compile(function, backend=backend, isolate_recompiles=True)(*args)
     except torch._dynamo.exc.BackendCompilerFailed as failed:
         raise failed.inner_exception from None
     assert len(found) == 1

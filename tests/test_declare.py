@@ -77,7 +77,9 @@ def test_masks_of_another_shape_device_or_kind_are_named(mask, said):
         check({"ids": Padding(mask="mask")}, IDS, mask=mask)
 
 
-@pytest.mark.parametrize("ids, said", [(IDS[0], r"shape \(5,\); a padded argument is \[B, N"), (3, "int, not a tensor")])
+@pytest.mark.parametrize(
+    "ids, said", [(IDS[0], r"shape \(5,\); a padded argument is \[B, N"), (3, "int, not a tensor")]
+)
 def test_the_padded_argument_itself_must_have_places(ids, said):
     with pytest.raises(PaddingError, match=said):
         check({"ids": 0}, ids)

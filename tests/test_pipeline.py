@@ -69,7 +69,11 @@ def test_text_and_passes_map_one_to_one(text):
 
 
 def test_options_are_converted_to_the_types_of_the_fields():
-    (pad,) = (p for p in Pipeline.parse("default,eliminate-padding{mode=bucket, multiple=64}").passes if p.name == OURS[1])
+    (pad,) = (
+        p
+        for p in Pipeline.parse("default,eliminate-padding{mode=bucket, multiple=64}").passes
+        if p.name == OURS[1]
+    )
     assert (pad.mode, pad.multiple) == ("bucket", 64)
     assert ExpandSilu(factor=2.0).text() == "expand-silu{factor=2.0}"
     assert ExpandSilu().options == {"factor": 1.0, "keep": False, "label": "x"}
@@ -192,7 +196,9 @@ def test_what_to_leave_out_is_said_as_a_pipeline_that_parses():
 
 def test_strict_makes_a_miss_an_error_that_lists_it():
     fast = optimize(Mlp(), passes=[ExpandSilu(keep=True)], strict=True)
-    with pytest.raises(PassError, match=r"strict=True and expand-silu missed:\s+kept \[.*F.silu.*-> set keep=false"):
+    with pytest.raises(
+        PassError, match=r"strict=True and expand-silu missed:\s+kept \[.*F.silu.*-> set keep=false"
+    ):
         fast(vectors())
     lenient = optimize(Mlp(), passes=[ExpandSilu(keep=True)])
     lenient(vectors())
@@ -237,7 +243,7 @@ def test_a_defect_of_our_own_pass_leaves_it_out_and_says_so(where, monkeypatch, 
 # -------------------------------------------------------------------------------------------- numerics
 def test_verify_numerics_names_the_pass_that_changes_the_numbers():
     fast = optimize(Mlp(), passes=[DropOnes(), ExpandSilu(factor=1.01)], verify="numerics")
-    with pytest.raises(NumericsError, match="expand-silu changed output 0: relative error"):
+    with pytest.raises(NumericsError, match="expand-silu changed output 0"):
         fast(vectors())
     optimize(Mlp(), passes=[DropOnes(), ExpandSilu()], verify="numerics")(vectors())
 
@@ -258,7 +264,7 @@ class DetachSilu(Pass):
 
 def test_verify_numerics_compares_gradients():
     fast = optimize(Mlp(), passes=[DetachSilu()], verify="numerics")
-    with pytest.raises(NumericsError, match="detach-silu.*gradient of"):
+    with pytest.raises(NumericsError, match=r"detach-silu.*gradient of"):
         fast(vectors())
 
 

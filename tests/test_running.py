@@ -26,7 +26,9 @@ from torch._dynamo.utils import counters
 import gr_compile
 
 
-def losses(model: nn.Module, run: nn.Module, steps: int = 4, accumulate: int = 2, seed: int = 0) -> list[float]:
+def losses(
+    model: nn.Module, run: nn.Module, steps: int = 4, accumulate: int = 2, seed: int = 0
+) -> list[float]:
     """Adam over the model's parameters, gradient accumulation and clipping; `run` computes."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     found = []
@@ -49,7 +51,9 @@ def test_training_agrees_with_eager_when_the_optimizer_holds_the_originals_param
     eager = copy.deepcopy(model)
     fast = optimize(model)
     torch.testing.assert_close(losses(model, fast), losses(eager, eager), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(dict(model.named_parameters()), dict(eager.named_parameters()), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        dict(model.named_parameters()), dict(eager.named_parameters()), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_checkpoints_of_eager_and_optimised_runs_continue_one_another():

@@ -60,7 +60,8 @@ class KeptPlaces:
     Attributes:
         mask: M over b and n; loads of the names in `closures` stand for derived masks.
         closures: name -> ("suffix", mask): every place up to the last one of mask;
-            or ("rows", mask): all places of a sequence that has a place in mask.
+            or ("rows", mask): all places of a sequence that has a place in mask;
+            or ("none", mask): all places of a sequence that has none.
         terms: what contributed, in words.
     """
 
@@ -86,6 +87,7 @@ class DemandAnalysis:
         self.output_read = output_read
         self.dense_keys: set[fx.Node] = set()
         self.blocked_keys: dict[fx.Node, str] = {}
+        self.fixed: dict[str, tuple[str, Expr]] = {}
         self.dense: list[Dense] = []
         self.kept = KeptPlaces()
         self.pads = PadValues(pull, layout, places, self._region_pads())
@@ -133,6 +135,7 @@ class DemandAnalysis:
         return [
             or_(not_(mask), load(name, here if kind == "suffix" else here[:1], "b"))
             for name, (kind, mask) in self.kept.closures.items()
+            if kind != "none"
         ]
 
     def _packable(self, node: fx.Node) -> bool:
@@ -280,10 +283,28 @@ class DemandAnalysis:
         query side, whose keys `_close` adds."""
         if region.node in self.packed:
             return FALSE
+        if region.softmax and not self._blind_rows_are_zero(region):
+            return self._keys_of_blind_queries(region)
         keys = self._project(region, support(region), "j")
         if keys is TRUE:
             self.blocked_keys[region.node] = "its mask does not bound the keys"
         return keys
+
+    def _blind_rows_are_zero(self, region: Region) -> bool:
+        """Only -inf masks under a safe softmax: a row without keys is 0, whatever its keys."""
+        return region.fully_masked == "zero" and not live(region.score).assumes_bounded_scores
+
+    def _keys_of_blind_queries(self, region: Region) -> Expr:
+        """The visible keys, and all places of a sequence without any: there a dense query averages over all keys.
+        Known only where all queries see the same keys."""
+        visible = substitute(support(region), region.definitions)
+        keys = substitute(visible, {index("j"): index("n")})
+        if visible.free - {"b", "j"} or keys is TRUE or not self._computable(keys):
+            self.blocked_keys[region.node] = "a query may see no key at all"
+            return TRUE
+        name = f"empty_{region.node.name}"
+        self.kept.closures[name] = self.fixed[name] = ("none", keys)
+        return or_(keys, load(name, (index("b"),), "b"))
 
     def _project(self, region: Region, premise: Expr, side: str) -> Expr:
         for name, extent in region.extents.items():
@@ -305,7 +326,7 @@ class DemandAnalysis:
     # -------------------------------------------------------------------------------------------- closure
     def _close(self) -> bool:
         """The least M that holds every need and is closed under attention. False: a region's keys became dense."""
-        self.kept = KeptPlaces()
+        self.kept = KeptPlaces(closures=dict(self.fixed))
         for read in self.reads:
             self._add(self._needed(read), read.what)
         queries = [region for node, region in self.regions.items() if node in self.packed]
@@ -362,10 +383,9 @@ class DemandAnalysis:
         """A kept query that sees no key gives what the model gives only where all its keys are kept."""
         if not region.softmax:
             return True
-        shown = live(region.score)
-        if region.fully_masked == "zero" and not shown.assumes_bounded_scores:
-            return True  # only -inf masks: a row without keys is 0, whatever its keys
-        visible = shown.condition
+        if self._blind_rows_are_zero(region):
+            return True
+        visible = live(region.score).condition
         if region.query_atom is not region.key_atom:
             self.blocked_keys[region.node] = "a query may see no key at all"
             return False

@@ -15,6 +15,7 @@ from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import support
 from gr_compile.config import Config, Padding
 from gr_compile.declare import as_padding
+from gr_compile.graph_pass import Miss
 
 
 def declared_places(pull: Elements, layout: TokenLayout, graph_module: fx.GraphModule, config: Config) -> Expr | None:
@@ -45,6 +46,19 @@ def declared_masks(graph_module: fx.GraphModule, config: Config) -> list[fx.Node
         node = inputs.get(name if mask == "self" else mask) if mask is not None else None
         if node is not None:
             found.append(node)
+    return found
+
+
+def unread_declarations(graph_module: fx.GraphModule, config: Config) -> list[Miss]:
+    """A declaration by an argument that the model never reads says nothing in the graph."""
+    inputs = {argument_name(node) for node in graph_module.graph.find_nodes(op="placeholder")}
+    found = []
+    for name, declared in config.declared.items():
+        padding = declared if isinstance(declared, Padding) else None
+        others = [padding.mask, padding.lengths] if padding else [declared if isinstance(declared, str) else None]
+        for used in (name, *others):
+            if used not in (None, "self") and used not in inputs:
+                found.append(Miss(f"padding is declared by {used!r}, which this graph does not read"))
     return found
 
 

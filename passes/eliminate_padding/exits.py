@@ -60,10 +60,10 @@ class Exits:
         return found if isinstance(found, fx.Node) and found is not user else None
 
     def _dense(self, node: fx.Node, user: fx.Node) -> fx.Node:
-        pad = self.demand.pads.of(node)
-        fill: float | bool = pad.fill if pad.fill is not None else 0.0
+        """What nobody reads still runs through dense operators: 1, as x / 0 there would give 0 * inf in a gradient."""
         if node not in self._unpacked:
-            dtype = node.meta["val"].dtype
+            pad, dtype = self.demand.pads.of(node), node.meta["val"].dtype
+            fill = pad.fill if pad.fill is not None else float(dtype.is_floating_point)
             typed: Any = bool(fill) if dtype == torch.bool else fill if dtype.is_floating_point else int(fill)
             self._unpacked[node] = self.packer.unpacked(node, typed)
         return self._unpacked[node]

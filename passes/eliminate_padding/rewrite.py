@@ -20,7 +20,7 @@ from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, kind
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
-from gr_compile.passes.eliminate_padding.declared import declared_masks, declared_places, detected_places
+from gr_compile.passes.eliminate_padding.declared import declared_masks, declared_places, detected_places, unread_declarations
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
 from gr_compile.passes.eliminate_padding.packed import Packer
@@ -63,7 +63,7 @@ class EliminatePadding(Pass):
         if not context.supports("gr::pack"):
             return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
         matches: list[Match] = []
-        misses: dict[str, Miss] = {}
+        misses = {str(miss): miss for miss in unread_declarations(graph_module, context.config)}
         tried: set[tuple[str, str]] = set()
         while True:
             attempt = self._next(graph_module, context, tried)
@@ -136,8 +136,8 @@ class _Attempt:
     def _output_read(self) -> Expr:
         if self.context.config.outputs_at_padding == "exact":
             return TRUE
-        if self.declared is not None:
-            return self.declared
+        if self.context.config.declared:
+            return self.declared if self.declared is not None else TRUE
         return detected_places(self.demand_free_regions(), self.pull, self.layout)
 
     def demand_free_regions(self) -> list[Region]:
@@ -249,8 +249,9 @@ class _Attempt:
             full = editor.call(aten.expand.default, emit.tensor(mask), [batch_size, length])
             if kind == "suffix":
                 emit.given[name] = editor.call(torch.ops.gr.suffix_any.default, full)
-            else:
-                emit.given[name] = editor.call(aten.any.dim, full, 1, True)
+                continue
+            some = editor.call(aten.any.dim, full, 1, True)
+            emit.given[name] = some if kind == "rows" else editor.call(aten.logical_not.default, some)
         expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
         return expanded
 
