@@ -37,7 +37,7 @@ from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.reads import CROSS_ENTROPY, SHAPE_ONLY, Read, boolean_index, read_tuples
 from gr_compile.analysis.region import Region
-from gr_compile.analysis.region_support import support
+from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
 
 _ROUNDS = 6
@@ -280,8 +280,8 @@ class DemandAnalysis:
 
     def _direct_keys(self, region: Region) -> Expr:
         """The keys that the program's own mask admits for some query, where that bounds them; FALSE for a packed
-        query side, whose keys `_close` adds."""
-        if region.node in self.packed:
+        query side whose keys are known to have these places: `_close` adds them."""
+        if region.node in self.packed and region.key_atom is self.layout.sequence:
             return FALSE
         if region.softmax and not self._blind_rows_are_zero(region):
             return self._keys_of_blind_queries(region)
@@ -297,9 +297,10 @@ class DemandAnalysis:
     def _keys_of_blind_queries(self, region: Region) -> Expr:
         """The visible keys, and all places of a sequence without any: there a dense query averages over all keys.
         Known only where all queries see the same keys."""
-        visible = substitute(support(region), region.definitions)
-        keys = substitute(visible, {index("j"): index("n")})
-        if visible.free - {"b", "j"} or keys is TRUE or not self._computable(keys):
+        seen = substitute(visible(region), region.definitions)
+        keys = substitute(seen, {index("j"): index("n")})
+        only = support(region) is visible(region)
+        if not only or seen.free - {"b", "j"} or keys is TRUE or not self._computable(keys):
             self.blocked_keys[region.node] = "a query may see no key at all"
             return TRUE
         name = f"empty_{region.node.name}"

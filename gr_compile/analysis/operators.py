@@ -351,6 +351,13 @@ def _row_loss(node: fx.Node) -> Kind | None:
     return RowLoss(logits, target)
 
 
+def _gather(node: fx.Node) -> Kind:
+    source: Any = node.args[0]
+    dim: Any = node.args[1]
+    index: Any = node.args[2]
+    return Gather(source, int(dim) % max(rank(source), 1), index)
+
+
 def _source(kind: Callable[..., Kind], *positions: int) -> Callable[[fx.Node], Kind]:
     return lambda node: kind(*(node.args[p] for p in positions))
 
@@ -375,9 +382,7 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.einsum.default: _einsum,
     aten.embedding.default: _source(Lookup, 0, 1),
     aten.index.Tensor: _index,
-    aten.gather.default: lambda node: Gather(
-        node.args[0], int(node.args[1]) % max(rank(node.args[0]), 1), node.args[2]
-    ),  # type: ignore[arg-type]
+    aten.gather.default: _gather,
     aten.cross_entropy_loss.default: _row_loss,
     aten.cat.default: _concatenate,
     aten.concat.default: _concatenate,

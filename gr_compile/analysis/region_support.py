@@ -17,7 +17,12 @@ def support(region: Region) -> Expr:
         return and_(nonzero(_by_cases(region.score)), nonzero(region.value_element))
     weight = make("sm", (), region.score.dtype)
     masked = substitute(region.post, {weight: const(0.0, weight.dtype)})
-    return or_(live(_by_cases(region.score)).condition, and_(nonzero(_by_cases(masked)), nonzero(region.value_element)))
+    return or_(visible(region), and_(nonzero(_by_cases(masked)), nonzero(region.value_element)))
+
+
+def visible(region: Region) -> Expr:
+    """Of a softmax: implied by an unmasked logit."""
+    return live(_by_cases(region.score)).condition
 
 
 def _by_cases(expr: Expr) -> Expr:

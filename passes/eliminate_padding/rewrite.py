@@ -20,7 +20,12 @@ from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, kind
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
-from gr_compile.passes.eliminate_padding.declared import declared_masks, declared_places, detected_places, unread_declarations
+from gr_compile.passes.eliminate_padding.declared import (
+    declared_masks,
+    declared_places,
+    detected_places,
+    unread_declarations,
+)
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
 from gr_compile.passes.eliminate_padding.packed import Packer

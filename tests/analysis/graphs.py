@@ -6,6 +6,7 @@ x [B, N, 8] float (with a gradient), p [B, N, N] float. It returns one tensor or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,7 +61,8 @@ class Captured:
         batch = example(count, n, lengths)
 
         def backend(graph_module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-            self.graph_module, self.inputs = capture(graph_module), inputs
+            self.graph_module = capture(graph_module)
+            self.inputs = [int(v.node.hint) if isinstance(v, torch.SymInt) else v for v in inputs]
             self.constants = Constants.of(self.graph_module, inputs)
             return graph_module.forward
 
@@ -101,7 +103,7 @@ class Captured:
         number a static one, "?" anything else."""
         names: dict[Atom, str] = {}
         for letter, dim in zip("BN", self.dims.of(self.argument(argument))):
-            names.update({atom: letter for atom in dim})
+            names.update(dict.fromkeys(dim, letter))
         return " ".join(_spell(dim, names) for dim in self.dims.of(node))
 
     # ------------------------------------------------------------------------------------------- evaluating
@@ -119,6 +121,8 @@ class Captured:
             return torch.tensor(args[0], dtype=TORCH_DTYPE[part.dtype])
         if op == "index":
             return indices[args[0]]
+        if op in ("s", "sm"):
+            return indices[op]
         if op == "size":
             return torch.tensor(self._size(args[0]))
         if op == "load":
@@ -191,7 +195,7 @@ def _spell(dim: Dim, names: dict[Atom, str]) -> str:
         return "1"
     if not any(atom in names for atom in dim):
         sizes = [atom.size for atom in dim]
-        return "*".join(str(s) for s in sizes) if all(s.is_number for s in sizes) else "?"
+        return str(math.prod(int(s) for s in sizes)) if all(s.is_number for s in sizes) else "?"
     return "*".join(names.get(atom) or (str(atom.size) if atom.size.is_number else "?") for atom in dim)
 
 

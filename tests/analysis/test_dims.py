@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Body, str]] = {
     "stacked": (lambda m, ids, *_: torch.stack([m.items(ids), m.items(ids)]), "2 B N 8"),
     "a maximum with its place": (lambda m, ids, *_: m.items(ids).max(1)[0], "B 8"),
     "a boolean input that meets the ids": (lambda m, ids, lengths, mask, *_: m.items(ids) * mask[..., None], "B N 8"),
-    "gathered": (lambda m, ids, lengths, *_: m.items(ids).gather(1, lengths[:, None, None].expand(-1, 1, 8)), "B 1 8"),
+    "gathered": (lambda m, ids, lengths, *_: m.items(ids).gather(1, (lengths * 0)[:, None, None].expand(-1, 1, 8)), "B 1 8"),
     "scaled dot product attention": (
         lambda m, ids, *_: F.scaled_dot_product_attention(m.items(ids), m.items(ids), m.items(ids)), "B N 8"),
     "classes second": (lambda m, ids, *_: m.items(ids).transpose(1, 2), "B 8 N"),

@@ -24,7 +24,7 @@ COLLIDING = [(8, 8), (2, 2), (4, 8), (8, 4), (2, 16), (16, 2)]
 """B and N that equal one another, the width (8), the number of heads (2) or the width of a head (4)."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(name: str) -> PassBench:
     torch.manual_seed(0)
     made = PassBench(Recommender(MODELS[name]).double(), [data([3, 5, 0, 9, 1], 7).args()])

@@ -1,0 +1,169 @@
+"""The pull: one element of a value as an expression that gives what torch computed, at every index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import Body, Captured, at
+from torch import Tensor
+
+from gr_compile.analysis.element import Blocked
+from gr_compile.analysis.expr import Expr, walk
+
+
+def place(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1])
+
+
+def distance(ids: Tensor) -> Tensor:
+    return place(ids)[:, None] - place(ids)[None]
+
+
+def toeplitz(m: Any, ids: Tensor) -> Tensor:
+    """The pad-repeat-reshape-slice trick of relative positions."""
+    n = ids.shape[1]
+    table = F.pad(m.bias[: 2 * n - 1], (0, n)).repeat(n)
+    shifted = table[..., :-n].reshape(1, n, 3 * n - 2)
+    r = (2 * n - 1) // 2
+    return shifted[..., r:-r]
+
+
+PAIRS: dict[str, Body] = {
+    "causal by tril": lambda m, ids, *_: torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None],
+    "causal by triu": lambda m, ids, *_: ~torch.triu(torch.ones(ids.shape[1], ids.shape[1]), diagonal=1).bool()[None],
+    "causal by comparison": lambda m, ids, *_: (place(ids)[:, None] >= place(ids)[None])[None],
+    "causal by a buffer": lambda m, ids, *_: m.causal[: ids.shape[1], : ids.shape[1]][None],
+    "a diagonal": lambda m, ids, *_: torch.eye(ids.shape[1])[None],
+    "a window": lambda m, ids, *_: ((distance(ids) <= 2) & (distance(ids) > -2))[None],
+    "keys": lambda m, ids, *_: (ids != 0)[:, None, :].expand(-1, ids.shape[1], -1),
+    "queries": lambda m, ids, *_: (ids != 0)[:, :, None].expand(-1, -1, ids.shape[1]),
+    "both by a product": lambda m, ids, lengths, mask, *_: mask.float()[:, :, None] * mask.float()[:, None, :],
+    "keys by lengths": lambda m, ids, lengths, *_: (place(ids) < lengths[:, None])[:, None] & (distance(ids) >= 0),
+    "keys by lengths from the left": lambda m, ids, lengths, *_: (place(ids) >= ids.shape[1] - lengths[:, None])[:, None]
+    & (distance(ids) >= 0),
+    "additive": lambda m, ids, lengths, mask, *_: ((1.0 - mask.float()) * -1e4)[:, None, :] + 0.0 * distance(ids),
+    "additive infinity": lambda m, ids, *_: torch.zeros(1, ids.shape[1], ids.shape[1]).masked_fill(
+        distance(ids) < 0, float("-inf")),
+    "finfo.min": lambda m, ids, *_: torch.where(distance(ids) >= 0, 0.0, torch.finfo(torch.float32).min)[None],
+    "position bias": lambda m, ids, *_: m.bias[distance(ids) + 12][None],
+    "position bias by index_select": lambda m, ids, *_: torch.index_select(
+        m.bias, 0, (distance(ids) + 12).view(-1)).view(1, ids.shape[1], ids.shape[1]),
+    "position bias by a Toeplitz trick": lambda m, ids, *_: toeplitz(m, ids),
+    "position bias clamped": lambda m, ids, *_: m.bias[distance(ids).clamp(-3, 3) + 3][None],
+    "differences of timestamps": lambda m, ids, *_: ids[:, :, None] - ids[:, None, :],
+    "logarithmic buckets": lambda m, ids, *_: (torch.log((ids[:, :, None] - ids[:, None, :]).abs().clamp(min=1).float())
+                                               / 0.301).long(),
+    "bias by buckets": lambda m, ids, *_: m.bias[(ids[:, :, None] - ids[:, None, :]).abs() // 3],
+    "next timestamps": lambda m, ids, *_: torch.cat([ids, ids[:, -1:]], 1)[:, 1:, None] - ids[:, None, :],
+    "shifted by a roll": lambda m, ids, *_: torch.roll(ids, 1, 1)[:, :, None] - ids[:, None, :],
+    "reversed": lambda m, ids, *_: ids.flip(1)[:, :, None] - ids[:, None, :],
+    "float of a difference": lambda m, ids, *_: (ids[:, :, None] - ids[:, None, :]).float() * 0.1,
+    "difference of floats": lambda m, ids, *_: ids.float()[:, :, None] * 0.1 - ids.float()[:, None, :] * 0.1,
+    "alibi": lambda m, ids, *_: -0.25 * distance(ids).abs().float()[None],
+    "remainders": lambda m, ids, *_: (distance(ids) % 3 + distance(ids).div(2, rounding_mode="floor"))[None],
+    "truncated quotients": lambda m, ids, *_: distance(ids).div(2, rounding_mode="trunc")[None],
+    "same session": lambda m, ids, *_: (ids // 4)[:, :, None] == (ids // 4)[:, None, :],
+    "a given table": lambda m, ids, lengths, mask, x, p: p * 2.0,
+    "a given table, transposed": lambda m, ids, lengths, mask, x, p: p.mT + 0.0 * distance(ids),
+    "half precision": lambda m, ids, *_: (distance(ids).to(torch.bfloat16) * 0.3).float()[None],
+    "stacked and selected": lambda m, ids, *_: torch.stack([distance(ids), distance(ids) * 2], -1)[..., 1][None],
+    "padded": lambda m, ids, *_: F.pad(distance(ids), (1, 1))[:, :-2][None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_values_over_pairs_of_places(case: str) -> None:
+    made = Captured(lambda *arguments: (PAIRS[case](*arguments), arguments[1] + 0))
+    node = made.outputs[0]
+    for name, extent in zip("bij", made.pull.shape(node)):
+        made.pull.bind(name, extent)
+    made.pull.forget(("i", "j"))
+    expr = made.pull.element(node, at("b", "i", "j"))
+    value = made.values[node]
+    found = made.evaluate(expr, made.grid(b=value.shape[0], i=value.shape[1], j=value.shape[2])).expand(value.shape)
+    assert torch.equal(found.to(value.dtype), value), f"{case}: {expr}"
+    assert reads_no_pair(made, expr) or "given" in case
+
+
+def reads_no_pair(made: Captured, expr: Expr) -> bool:
+    """Nothing with both places stays a load of a computed tensor."""
+    nodes = {node.name: node for node in made.graph_module.graph.nodes}
+    loads = [p for p in walk(expr) if p.op == "load" and nodes[p.args[0]].op == "call_function"]
+    return not any({"i", "j"} <= p.free and len(p.args[1]) > 1 for p in loads)
+
+
+@pytest.mark.parametrize(("count", "n"), [(5, 5), (2, 2), (3, 1), (1, 4)])
+@pytest.mark.parametrize("case", ["keys by lengths", "next timestamps", "position bias by index_select", "shifted by a roll"])
+def test_colliding_and_small_sizes(case: str, count: int, n: int) -> None:
+    made = Captured(lambda *arguments: (PAIRS[case](*arguments), arguments[1] + 0), count, n, [n] * count)
+    node = made.outputs[0]
+    for name, extent in zip("bij", made.pull.shape(node)):
+        made.pull.bind(name, extent)
+    made.pull.forget(("i", "j"))
+    value = made.values[node]
+    expr = made.pull.element(node, at("b", "i", "j"))
+    found = made.evaluate(expr, made.grid(b=value.shape[0], i=n, j=n)).expand(value.shape)
+    assert torch.equal(found.to(value.dtype), value)
+
+
+BLOCKED: dict[str, tuple[Body, str]] = {
+    "a cumulative sum over pairs": (lambda m, ids, lengths, mask, x, p: p.cumsum(-1), "cumsum"),
+    "a sort over pairs": (lambda m, ids, lengths, mask, x, p: p.sort(-1)[0], "sort"),
+    "a convolution over pairs": (
+        lambda m, ids, lengths, mask, x, p: F.conv2d(p[:, None], torch.ones(1, 1, 3, 3), padding=1)[:, 0], "conv"),
+    "an inverse": (lambda m, ids, lengths, mask, x, p: torch.linalg.matrix_exp(p), "exp"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BLOCKED)
+def test_what_has_no_rule_over_pairs_blocks_and_names_the_operation(case: str) -> None:
+    body, operation = BLOCKED[case]
+    made = Captured(lambda *arguments: (body(*arguments), arguments[1] + 0))
+    made.pull.forget(("i", "j"))
+    with pytest.raises(Blocked) as blocked:
+        made.pull.element(made.outputs[0], at("b", "i", "j"))
+    assert blocked.value.node is not None and operation in str(blocked.value.node.target) + str(blocked.value)
+
+
+def test_a_one_sided_opaque_value_stays_a_column() -> None:
+    made = Captured(lambda m, ids, *_: ids.cumsum(1)[:, :, None] - ids[:, None, :])
+    made.pull.forget(("i", "j"))
+    expr = made.pull.element(made.outputs[0], at("b", "i", "j"))
+    assert {p.args[0] for p in walk(expr) if p.op == "load"} >= {made.call("cumsum").name}
+
+
+def test_arithmetic_keeps_the_models_order_and_dtypes() -> None:
+    """log(x) / 0.301 is no multiplication by 3.322, and float(a) - float(b) is no float(a - b)."""
+    made = Captured(lambda m, ids, *_: (torch.log(ids[:, :, None].float() + 1.0) / 0.301 + 0.0 * distance(ids),
+                                        ids.float()[:, :, None] - ids.float()[:, None]))  # fmt: skip
+    made.pull.forget(("i", "j"))
+    first, second = (made.pull.element(node, at("b", "i", "j")) for node in made.outputs)
+    assert any(p.op == "div" for p in walk(first))
+    assert second.op == "sub" and all(p.op in ("cast", "load") for p in second.args)
+
+
+def test_a_buffer_is_read_by_content_only_where_nothing_writes_it() -> None:
+    made = Captured(lambda m, ids, *_: m.causal[: ids.shape[1], : ids.shape[1]][None] & (ids != 0)[:, None])
+    made.pull.forget(("i", "j"))
+    expr = made.pull.element(made.outputs[0], at("b", "i", "j"))
+    assert not any("causal" in str(p.args[0]) for p in walk(expr) if p.op == "load")
+    assert len(made.constants.used) == 1
+    made.constants.tensors = {}
+    made.pull.forget(("i", "j"))
+    expr = made.pull.element(made.outputs[0], at("b", "i", "j"))
+    assert any("causal" in str(p.args[0]) for p in walk(expr) if p.op == "load")
+
+
+def test_a_buffer_without_a_closed_form_is_no_part_of_the_guard() -> None:
+    made = Captured(lambda m, ids, *_: m.noise[: ids.shape[1], : ids.shape[1]][None] + ids[:, None].float())
+    made.pull.forget(("i", "j"))
+    made.pull.element(made.outputs[0], at("b", "i", "j"))
+    assert not made.constants.used
+
+
+def test_parameters_and_what_depends_on_them_are_not_closed() -> None:
+    made = Captured(lambda m, ids, *_: (m.items(ids) + 1, ids != 0, m.steps + ids.shape[1], F.dropout(ids.float(), 0.5)))
+    assert [made.pull.closed(node) for node in made.outputs] == [False, True, True, False]
