@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -212,7 +211,7 @@ def test_strict_makes_an_uncaptured_graph_an_error():
 
 
 @pytest.mark.parametrize("where", ["run", "target"])
-def test_a_defect_of_our_own_pass_leaves_it_out_and_says_so(where, monkeypatch, caplog):
+def test_a_defect_of_our_own_pass_leaves_it_out_and_says_so(where, monkeypatch, said):
     from gr_compile.lowering.eager import EagerTarget
 
     def fails(*args, **kwargs):
@@ -229,12 +228,11 @@ def test_a_defect_of_our_own_pass_leaves_it_out_and_says_so(where, monkeypatch, 
         monkeypatch.setattr(EagerTarget, "compile", rejects)
     model = Sequences()
     fast = optimize(model, dynamic=True)
-    with caplog.at_level(logging.ERROR, "gr_compile"):
-        assert_same_run(fast, model, *batch([5, 3, 0], 5))
+    assert_same_run(fast, model, *batch([5, 3, 0], 5))
     failed, used = gr_compile.report(fast)
     assert "a bug of ours" in failed.passes_failed
     assert "eliminate-padding" not in used.pipeline
-    assert "a bug of ours" in caplog.text
+    assert any("a bug of ours" in message for message in said)
     strict = optimize(Sequences(), dynamic=True, strict=True)
     with pytest.raises(PassError, match="a bug of ours"):
         strict(*batch([5, 3, 0], 5))

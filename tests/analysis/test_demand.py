@@ -31,7 +31,7 @@ def kept(made: Captured, demand: DemandAnalysis) -> Tensor:
     grid, given = made.grid(b=COUNT, n=N), made.values
     for name, (kind, mask) in demand.kept.closures.items():
         inner = made.evaluate(mask, grid).expand(COUNT, N)
-        whole = inner.flip(1).cummax(1)[0].flip(1) if kind == "suffix" else inner.any(1)
+        whole = {"suffix": inner.flip(1).cummax(1)[0].flip(1), "rows": inner.any(1), "none": ~inner.any(1)}[kind]
         given = {**given, _Named(name): whole}
     made.values = given
     return made.evaluate(demand.kept.mask, grid).expand(COUNT, N)
