@@ -96,6 +96,9 @@ class Backend:
             self.session.reports.append(report)
             try:
                 return self._compile(graph_module, inputs, pipeline, report)
+            except torch._dynamo.exc.RestartAnalysis:
+                self._forget(report)  # torch traces the function again; this graph never runs
+                raise
             except PassError as error:
                 blamed = self._blamed(error, pipeline, report)
                 if self.session.config.strict or not blamed or not all(map(_is_our_own, blamed)):
@@ -105,6 +108,11 @@ class Backend:
                     "%s compiles without %s: %s", report.model, ", ".join(p.name for p in blamed), error
                 )
                 pipeline = pipeline.without(blamed)
+
+    def _forget(self, report: GraphReport) -> None:
+        self.session.reports.remove(report)
+        if self.session.dumper is not None:
+            self.session.dumper.finish(report)
 
     @staticmethod
     def _blamed(error: PassError, pipeline: Pipeline, report: GraphReport) -> list[Pass]:

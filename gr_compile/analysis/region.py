@@ -156,12 +156,15 @@ class RegionFinder:
         )  # fmt: skip
 
     def _label_dim(self, kind: ops.Contract, label: str) -> tuple[Atom, ...]:
+        """What the label runs over; a size of 1 only where no operand has more."""
+        found: tuple[Atom, ...] = ()
         for operand, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels)):
             if label in labels:
                 dim = self.dims.of(operand)[labels.index(label)]
-                if dim:
+                if any(atom.size != 1 for atom in dim):
                     return dim
-        return ()
+                found = found or dim
+        return found
 
     def _atom(self, kind: ops.Contract, label: str) -> Atom | None:
         dim = self._label_dim(kind, label)

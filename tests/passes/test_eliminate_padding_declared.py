@@ -34,28 +34,38 @@ def test_every_spelling_of_a_mask_is_right_for_every_side(valid: str) -> None:
 
 
 DECLARED = {
-    "a pad id": {"ids": 0},
-    "the lengths": {"ids": "lengths"},
-    "the mask": {"ids": "mask"},
-    "the mask itself": {"mask": "self"},
-    "Padding of a pad id": {"ids": Padding(pad_id=0)},
-    "Padding of lengths": {"ids": Padding(lengths="lengths")},
-    "Padding of a mask": {"ids": Padding(mask="mask")},
-    "two arguments": {"ids": 0, "times": "mask"},
+    "a pad id": ("ids", {"ids": 0}),
+    "the lengths": ("lengths", {"ids": "lengths"}),
+    "the mask": ("mask", {"ids": "mask"}),
+    "the mask itself": ("mask", {"mask": "self"}),
+    "Padding of a pad id": ("ids", {"ids": Padding(pad_id=0)}),
+    "Padding of lengths": ("lengths", {"ids": Padding(lengths="lengths")}),
+    "Padding of a mask": ("mask", {"ids": Padding(mask="mask")}),
+    "two arguments": ("mask", {"ids": 0, "times": "mask"}),
 }
 
 
 @pytest.mark.parametrize("declared", DECLARED)
 def test_declared_padding_gives_zeros_at_padded_places_and_eager_elsewhere(declared: str) -> None:
     batches = [data([3, 6, 1, 0], 6), data([5, 1, 7], 7, seed=1)]
+    valid, padding = DECLARED[declared]
     made = bench(
-        PARTS.but(readout="every_place"), batches, options={"padding": DECLARED[declared]},
+        PARTS.but(valid=valid, readout="every_place"), batches, options={"padding": padding},
         kept=lambda ids, lengths, mask, *rest: mask,
     )  # fmt: skip
     made.assert_fires(PACK, FUSE).assert_parity()
     for batch in batches:
         output = made.fast(*batch.args())
         assert not output[~batch.mask].any()
+
+
+@pytest.mark.parametrize("padding", [{"ids": "lengths"}, {"ids": "mask"}, {"mask": "self"}], ids=str)
+def test_a_declaration_by_an_argument_that_the_model_does_not_read_is_a_miss_and_outputs_stay_exact(
+    padding: dict[str, str],
+) -> None:
+    made = bench(PARTS.but(readout="every_place"), [data([3, 6, 1, 0], 6)], options={"padding": padding})
+    assert any("does not read" in miss.reason for miss in made.misses(PACK))
+    made.assert_parity()
 
 
 def test_lengths_of_left_padding() -> None:
