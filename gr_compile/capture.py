@@ -31,6 +31,7 @@ from gr_compile.modes import (
     expand_modes,
     restored_autocast,
 )
+from gr_compile.sizes import settle_flattened_sizes
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _MODE_CALLS: dict[Any, str] = {
@@ -63,6 +64,8 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
     fake_mode = fake_mode_of(values)
     if fake_mode is None:
         raise CannotCapture("no input is a tensor")
+    if fake_mode.shape_env is not None:
+        settle_flattened_sizes(fake_mode.shape_env)
     graph_module = _trace(dynamo_graph, values, fake_mode)
     try:
         expand_modes(graph_module, fake_mode)

@@ -146,7 +146,7 @@ class PassRecord:
     error: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class GraphReport:
     """Everything known of one compiled graph (one Dynamo frame, one compile id, one attempt)."""
 

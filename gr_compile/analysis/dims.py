@@ -248,19 +248,10 @@ class DimensionProvenance:
         atoms = [atom for dim in self._dims[kind.source] for atom in self.resolve(dim) if atom.size != 1]
         sizes = [size_expr(size) for size in value.shape]
         out: list[Dim] = []
-        while len(out) < len(sizes):
-            size = sizes[len(out)]
-            if size == 1:
-                out.append(())
-                continue
+        for position, size in enumerate(sizes):
             taken = self._take(atoms, size)
             if taken is None:
-                rest = self._split(atoms, sizes[len(out) :])
-                if rest is None:
-                    return [*out, *(self._fresh(s) if s != 1 else () for s in sizes[len(out) :])]
-                taken, atoms = rest
-            else:
-                atoms = atoms[len(taken) :]
+                return [*out, *(self._fresh(s) if s != 1 else () for s in sizes[position:])]
             out.append(taken)
         return self._keep_unit_batch(node, kind, out, value)
 
@@ -274,25 +265,24 @@ class DimensionProvenance:
         return out
 
     def _take(self, atoms: list[Atom], size: sympy.Expr) -> Dim | None:
-        product = sympy.Integer(1)
-        for count, atom in enumerate(atoms, start=1):
-            product = product * atom.size
-            if product == size:
-                return tuple(atoms[:count])
-        return None
-
-    def _split(self, atoms: list[Atom], sizes: list[sympy.Expr]) -> tuple[Dim, list[Atom]] | None:
-        """The first atom is a product of the first few sizes: it gets parts, the first of which is taken."""
-        if not atoms or atoms[0].parts is not None:
-            return None
-        product, count = sympy.Integer(1), 0
-        for size in sizes:
-            product, count = product * size, count + 1
-            if product == atoms[0].size:
-                parts = tuple(self._fresh(s)[0] for s in sizes[:count] if s != 1)
-                atoms[0].parts = parts
-                return (parts[0],), [*parts[1:], *atoms[1:]]
-        return None
+        """Remove from `atoms` those that make up a dimension of `size`; the last one is split where it reaches over."""
+        taken: list[Atom] = []
+        left = size
+        while left != 1:
+            if not atoms:
+                return None
+            atom = atoms.pop(0)
+            rest = _quotient(left, atom.size)
+            if rest is None:
+                beyond = _quotient(atom.size, left)
+                if beyond is None:
+                    return None
+                atom.parts = (self._fresh(left)[0], self._fresh(beyond)[0])
+                atoms.insert(0, atom.parts[1])
+                atom, rest = atom.parts[0], sympy.Integer(1)
+            taken.append(atom)
+            left = rest
+        return tuple(taken)
 
     # --------------------------------------------------------------------------------------------- merging
     def _size(self, dim: Dim) -> sympy.Expr:
@@ -314,3 +304,12 @@ class DimensionProvenance:
             a[0].parts = b
         elif len(b) == 1 and b[0] not in a:
             b[0].parts = a
+
+
+def _quotient(size: sympy.Expr, part: sympy.Expr) -> sympy.Expr | None:
+    """size / part where that is a whole number whatever the symbols stand for."""
+    if part == 0:
+        return None
+    quotient = sympy.cancel(size / part)
+    numerator, denominator = quotient.as_numer_denom()
+    return numerator if denominator == 1 else None

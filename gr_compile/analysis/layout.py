@@ -155,6 +155,8 @@ class TokenLayout:
 
     def _item(self, node: fx.Node, kind: ops.Item) -> bool:
         source = ops.kind_of(kind.source)
+        if kind.source.target in _ASKS_FOR_ROWS:
+            return False
         if isinstance(source, ops.Items):
             return self.of(source.source) is Layout.TOKENS and self._free_of_places(source.source, (source.dim,))
         if isinstance(source, (ops.Reduce, ops.Along)):

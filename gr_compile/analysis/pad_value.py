@@ -182,10 +182,15 @@ class PadValues:
         if kind.bias is not None:
             return UNKNOWN
         zeros = [
-            pad.support for n in (kind.left, kind.right)
-            if self.layout.of(n) is Layout.TOKENS and (pad := self.of(n)).fill == 0
+            pad.support for n, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+            if self.layout.of(n) is Layout.TOKENS and self._places_stay(n, labels, kind) and (pad := self.of(n)).fill == 0
         ]  # fmt: skip
         return Pad(and_(*zeros), 0.0) if zeros else UNKNOWN
+
+    def _places_stay(self, operand: fx.Node, labels: str, kind: ops.Contract) -> bool:
+        """The product at (b, n) reads the operand at (b, n) alone: attention reads V at all places."""
+        dims = zip(labels, self.layout.dims.of(operand))
+        return all(label in kind.out_labels for label, dim in dims if self.layout.has_place(dim))
 
     def _concatenate(self, node: fx.Node, kind: ops.Concatenate | ops.Stack) -> Pad:
         pads = [self.of(source) for source in kind.sources]

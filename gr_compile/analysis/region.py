@@ -117,8 +117,9 @@ class RegionFinder:
         if len(rows) != 1 or not features:
             return None
         row, feature = rows[0], features[-1]
-        if self._label_dim(kind, feature) == self._label_dim(kind, key) != ():
-            return None  # "V" is itself a value over pairs of places: the other operand is V
+        features_over = self._label_dim(kind, feature)
+        if features_over and features_over in (self._label_dim(kind, key), self._label_dim(kind, row)):
+            return None  # "V", or the product, is itself a value over pairs of places
         shared = [c for c in kind.out_labels if c not in (row, feature)]
         if not shared:
             return None
@@ -190,10 +191,12 @@ class RegionFinder:
         return dot, substitute(score, {dots[0]: make("s", (), dots[0].dtype)})
 
     def _keys_vary_with_batch(self, dot: Dot, axes: _Axes) -> bool:
-        """silu(x W) @ y is a feed-forward network: keys of attention carry the batch."""
-        for indices in dot.indices:
+        """silu(x W) @ y is a feed-forward network: keys of attention carry the batch, and are no bare input."""
+        for operand, indices in zip(dot.operands, dot.indices):
             free: frozenset[str] = frozenset().union(*(i.free for i in indices))
-            if "j" in free and "b" not in free and axes.extents["b"] is not const(1):
+            if "j" not in free:
+                continue
+            if "b" not in free if axes.extents["b"] is not const(1) else _viewed(operand).op == "placeholder":
                 return False
         return True
 
@@ -326,6 +329,12 @@ def _sides(dot: Dot | None, node: fx.Node) -> tuple[Operand | None, Operand | No
             raise Blocked("a product that is not between a query and a key", node)
         sides[side] = Operand(operand, indices, dot.feature)
     return sides.get("i"), sides.get("j")
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """What `node` is a view of."""
+    kind = ops.kind_of(node)
+    return _viewed(kind.source) if isinstance(kind, (ops.Reshape, ops.Permute, ops.Expand, ops.Slice)) else node
 
 
 def _single(dim: tuple[Atom, ...]) -> Atom | None:

@@ -86,11 +86,15 @@ def _separable(node: fx.Node, indices: Indices, feature: Expr, place: str, one_s
     shape = node.meta["val"].shape
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
         return False
-    unit = one_sequence and any(shape[d] == 1 and i.op == "const" for d, i in enumerate(indices))
+    unit = one_sequence and any(_is_one(shape[d]) and i.op == "const" for d, i in enumerate(indices))
     if sum(i is index("b") for i in indices) != 1 and not unit:
         return False
     names = {"b", place, feature.args[0]}
     return all(any(i is s for s in special) or not i.free & names for i in indices)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def _numel(node: fx.Node) -> float:
@@ -110,7 +114,7 @@ class OperandBuilder:
         place_dim = next(d for d, i in enumerate(indices) if i is index(place))
         feature_dim = next(d for d, i in enumerate(indices) if i is feature)
         if batch_dim is None:
-            batch_dim = next(d for d, i in enumerate(indices) if i.op == "const" and node.meta["val"].shape[d] == 1)
+            batch_dim = next(d for d, i in enumerate(indices) if i.op == "const" and _is_one(node.meta["val"].shape[d]))
         heads = [d for d in range(len(indices)) if d not in (batch_dim, place_dim, feature_dim)]
         head, count = const(0), const(1)
         for d in heads:

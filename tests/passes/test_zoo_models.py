@@ -102,6 +102,18 @@ def test_the_kept_places_of_a_loss_and_of_a_prediction() -> None:
     assert "gather" in scores.detail and "keys that kept queries read" in scores.detail
 
 
+@pytest.mark.parametrize("name", ["hstu", "sasrec"])
+def test_the_graph_after_warm_up_packs_the_loss_as_the_first_one_does(name: str) -> None:
+    """Sizes become symbols with the second batch; those of the targets need not be those of the ids."""
+    torch.manual_seed(0)
+    make, changed = MODELS[name]
+    made = PassBench(make(**changed), batches(name, True)[:2], dynamic=False).assert_fires(PACK, FUSE).assert_parity(scale=3.0)
+    for stages in made.compilations:
+        graph = stages.graphs["final"].graph
+        (loss,) = graph.find_nodes(op="call_function", target=torch.ops.aten.cross_entropy_loss.default)
+        assert "u" in str(loss.args[0].meta["val"].shape[0]), "logits of padded places are computed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_whole_model_through_inductor(name: str) -> None:

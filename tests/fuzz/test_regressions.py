@@ -1,0 +1,145 @@
+"""Models that once came out wrong, each reduced to what mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fuzzing.check import Outcome, check
+from torch import Tensor, nn
+
+from gr_compile.analysis.operators import is_pointwise
+
+aten = torch.ops.aten
+Body = Callable[["Layers", Tensor, Tensor, Tensor], Any]
+
+
+class Layers(nn.Module):
+    """x: [B, N, 4] from ids by token-wise layers; a body makes the output of it."""
+
+    body: Body
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item = nn.Embedding(20, 4)
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.query, self.key, self.value = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.key2, self.value2 = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.slope = nn.Parameter(torch.randn(()))
+
+    def forward(self, ids: Tensor, lengths: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        valid = ids != 0
+        x = self.down(F.gelu(self.up(self.item(ids))))
+        return (type(self).body(self, x, valid, lengths) * valid[..., None],)
+
+
+def batch(sequences: int, length: int, fill: str = "random", side: str = "right") -> dict[str, Any]:
+    return {
+        "B": sequences, "N": length, "D": 4, "M": 3, "fill": fill, "side": side, "targets": "same",
+        "mask_dtype": "bool", "float_grad": False, "seed": 11,
+    }  # fmt: skip
+
+
+BATCHES = [batch(3, 5), batch(4, 6, "some_empty", "holes"), batch(4, 4, "half", "left")]
+
+
+def outcome(body: Body, batches: list[dict[str, Any]] = BATCHES, mode: str = "train") -> Outcome:
+    found = check(type("Model", (Layers,), {"body": body}), batches, mode=mode, dynamo=False)
+    assert not found.invalid, found.invalid
+    assert found.failure is None, str(found.failure)
+    return found
+
+
+def heads(x: Tensor, count: int = 2) -> Tensor:
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+# --------------------------------------------------------------------------------------- softmax and its weights
+def masked_afterwards(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """The sum under the softmax has every key in it, whatever its weights are multiplied with."""
+    weights = (self.query(x) @ self.key(x).mT).softmax(-1) * valid[:, None]
+    return weights @ self.value(x)
+
+
+def normalised_again(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """x / 0 at places that nobody reads must not reach a gradient."""
+    weights = (self.query(x) @ self.key(x).mT).softmax(-1) * valid[:, None]
+    return (weights / (weights.sum(-1, keepdim=True) + 1e-9)) @ self.value(x)
+
+
+def smoothed(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """A masked key has a weight of 0 under the softmax, and 0.1 in the product."""
+    scores = (self.query(x) @ self.key(x).mT).masked_fill(~valid[:, None], -1e9)
+    return (scores.softmax(-1) + 0.1) @ self.value(x)
+
+
+def grouped_without_key_mask(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """Behind repeat_interleave nothing says that keys have the places of the queries: all of them are read."""
+    q, k, v = heads(self.query(x)), heads(self.key2(x), 1), heads(self.value2(x), 1)
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def bias_for_all_heads(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """Weights of size 1 along the heads are read by every head."""
+    places = torch.arange(x.shape[1])
+    keep = valid[:, None, None] & (places[:, None] >= places)[None, None]
+    scores = (self.slope * (places[:, None] - places))[None, None].masked_fill(~keep, -1e9)
+    return (scores.softmax(-1) @ heads(self.value(x))).transpose(1, 2).flatten(2)
+
+
+def folded_repeat(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """With one sequence the folded batch of B * H rows is all heads."""
+    B, N, _ = x.shape
+    q, k, v = heads(self.query(x)), heads(self.key2(x), 1).repeat(1, 2, 1, 1), heads(self.value2(x), 1).repeat(1, 2, 1, 1)
+    weights = torch.where(valid[:, None, :, None], torch.sigmoid(q @ k.mT), 0.0)
+    product = torch.bmm(weights.reshape(B * 2, N, N), v.reshape(B * 2, N, 2))
+    return product.view(B, 2, N, 2).transpose(1, 2).flatten(2)
+
+
+def scaled(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """A Python float is a double: 0.1 in a float64 model is not float32's."""
+    return (F.silu(self.query(x) @ self.key(x).mT * 0.1) * valid[:, None]) @ self.value(x)
+
+
+@pytest.mark.parametrize(
+    "body", [masked_afterwards, normalised_again, smoothed, grouped_without_key_mask, bias_for_all_heads, scaled]
+)
+def test_attention(body: Body) -> None:
+    assert outcome(body).packed
+
+
+def test_one_sequence_with_a_folded_batch() -> None:
+    outcome(folded_repeat, [batch(1, 4), batch(3, 4)])
+
+
+# ------------------------------------------------------------------------------------------------------ operators
+@pytest.mark.parametrize(
+    "operator", [lambda y: y.roll(1, -1), lambda y: y.logsumexp(-1, keepdim=True), lambda y: y.cummax(-1).values]
+)
+def test_operators_that_ask_how_many_rows_there_are_stay_dense(operator: Callable[[Tensor], Tensor]) -> None:
+    def body(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        return x + operator(self.value(x))
+
+    outcome(body)
+
+
+def test_dropping_whole_channels_is_not_pointwise() -> None:
+    """[B, N, D] is dropped by (b, n), packed [T, D] would be dropped by element."""
+    assert not is_pointwise(aten.feature_dropout.default)
+
+
+@pytest.mark.parametrize("target", [aten.__and__.Tensor, aten.__or__.Tensor, aten.__xor__.Scalar])
+def test_python_spellings_of_logic_are_pointwise(target: Any) -> None:
+    assert is_pointwise(target)
+
+
+def test_an_einsum_over_two_dtypes_under_autocast() -> None:
+    def body(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+        weights = torch.softmax(x @ x.mT, -1, dtype=torch.float32)
+        return torch.einsum("bij,bjd->bid", weights, self.value(x))
+
+    outcome(body, mode="autocast")
