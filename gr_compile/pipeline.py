@@ -56,7 +56,10 @@ class PassError(RuntimeError):
 
 @dataclass
 class PassContext:
-    """What a pass may use: the editor, what is known of the inputs, and the limits set from outside."""
+    """What a pass may use: the editor, what is known of the inputs, and the limits set from outside.
+
+    `facts`: what earlier passes leave for later ones; `upcoming`: the names of the passes that run after this one.
+    """
 
     editor: GraphEditor
     config: Config
@@ -65,6 +68,7 @@ class PassContext:
     allow: Callable[..., bool] = lambda what, where=None: True
     supports: Callable[[str], bool] = lambda operator: True
     facts: dict[str, Any] = field(default_factory=dict)
+    upcoming: frozenset[str] = frozenset()
 
 
 # ------------------------------------------------------------------------------------------ known passes
@@ -244,6 +248,7 @@ def run_pipeline(
             shapes, or, under `strict`, missed.
     """
     for index, item in enumerate(pipeline.passes, start=1):
+        context.upcoming = frozenset(later.name for later in pipeline.passes[index:])
         record = _run_one(item, pipeline, graph_module, context)
         context.report.passes.append(record)
         for hook in hooks:

@@ -3,6 +3,9 @@
     before   y = _unsafe_view(clone(x)); z = to(y, float32); m = masked_fill(z, ~mask, 0.); w = addmm(b, x, t(W))
     after    y = view(x); m = where(mask, z, 0); w = linear(x, W, b)
 
+    before   q = cat(split(x, 16, dim=2), dim=0)
+    after    q = reshape(permute(reshape(x, [B, N, H, 16]), (2, 0, 1, 3)), [H * B, N, 16])
+
 Identities (casts to the same dtype, whole slices, dropout that does nothing, expands that keep the shape) go, equal
 calls become one. Bitwise: no value changes.
 """
@@ -18,9 +21,11 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.layout import is_floating
+from gr_compile.analysis.parts import parts_of
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Match, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
+from gr_compile.sizes import size_expr
 from gr_compile.verify import same_shape
 
 aten = torch.ops.aten
@@ -188,9 +193,36 @@ def _addmm(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     return editor.call(aten.linear.default, kind.left, transposed.source, kind.bias)
 
 
+def _joined_parts(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """cat or stack of all parts of one tensor -> a reshape and a permutation of it."""
+    kind: Any = ops.kind_of(node)
+    found = parts_of(kind.sources)
+    if found is None:
+        return None
+    sizes = list(found.source.meta["val"].shape)
+    if not found.drop:  # [.., count, size / count, ..]
+        sizes[found.dim : found.dim + 1] = [found.count, kind.sources[0].meta["val"].shape[found.dim]]
+    order = [d for d in range(len(sizes)) if d != found.dim]
+    order.insert(kind.dim, found.dim)
+    value = found.source
+    if order != sorted(order):
+        value = editor.call(aten.permute.default, _reshaped(value, sizes, editor), order)
+    value = _reshaped(value, list(node.meta["val"].shape), editor)
+    return value if value is not found.source or not _is_output(node) else None
+
+
+def _reshaped(value: fx.Node, sizes: list[Any], editor: GraphEditor) -> fx.Node:
+    if [size_expr(s) for s in value.meta["val"].shape] == [size_expr(s) for s in sizes]:
+        return value
+    made: fx.Node = editor.call(aten.reshape.default, value, [editor.symbol_of(s) for s in sizes])
+    return made
+
+
 _RULES: dict[Any, Callable[[fx.Node, GraphEditor], fx.Node | None]] = {
     aten.masked_fill.Scalar: _masked_fill,
     aten._unsafe_view.default: _view,
     aten.view.default: _view,
     aten.addmm.default: _addmm,
+    aten.cat.default: _joined_parts,
+    aten.stack.default: _joined_parts,
 }

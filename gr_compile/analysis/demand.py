@@ -8,7 +8,7 @@ compiled graph itself; nothing is assumed of it. A value of which *every* place 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,7 @@ from gr_compile.analysis.implies import implies, project
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.reads import CROSS_ENTROPY, SHAPE_ONLY, Read, boolean_index, read_tuples
+from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, Read, boolean_index, read_tuples
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
@@ -76,13 +76,17 @@ class KeptPlaces:
 
 
 class DemandAnalysis:
-    """Packable values, their reads, and the places to keep, for one layout."""
+    """Packable values, their reads, and the places to keep, for one layout.
+
+    `packs`: for each packed index that the graph has already, the mask of the places that it keeps.
+    """
 
     def __init__(
         self, graph_module: fx.GraphModule, pull: Elements, layout: TokenLayout, places: Places,
-        regions: Iterable[Region], output_read: Expr,
+        regions: Iterable[Region], output_read: Expr, packs: Mapping[fx.Node, fx.Node] | None = None,
     ) -> None:  # fmt: skip
         self.graph_module, self.pull, self.layout, self.places = graph_module, pull, layout, places
+        self.packs = dict(packs or {})
         self.regions = {region.node: region for region in regions}
         self.output_read = output_read
         self.dense_keys: set[fx.Node] = set()
@@ -90,7 +94,7 @@ class DemandAnalysis:
         self.fixed: dict[str, tuple[str, Expr]] = {}
         self.dense: list[Dense] = []
         self.kept = KeptPlaces()
-        self.pads = PadValues(pull, layout, places, self._region_pads())
+        self.pads = PadValues(pull, layout, places, self._region_pads(), self._sequences_without)
         self.packed: set[fx.Node] = set()
         self.reads: list[Read] = []
 
@@ -126,8 +130,11 @@ class DemandAnalysis:
 
     def rows_are_kept(self, node: fx.Node, user: fx.Node) -> bool:
         """Every row that `user` reads of `node` is among the packed ones."""
-        read = self._read(node, user)
-        return read.rows and implies(self.pull.ranges, and_(read.where, *self._closure_facts()), self.kept.mask)
+        found = [read for read in self.reads if read.node is node and read.user is user]
+        facts = self._closure_facts()
+        return bool(found) and all(
+            read.rows and implies(self.pull.ranges, and_(read.where, *facts), self.kept.mask) for read in found
+        )
 
     def _closure_facts(self) -> list[Expr]:
         """A closure holds what it closes."""
@@ -204,6 +211,9 @@ class DemandAnalysis:
         mask = boolean_index(user)
         if mask is not None:
             return Read(node, user, self._mask_read(node, mask), "an index by a mask", True)
+        kind = ops.kind_of(user)
+        if isinstance(kind, ops.Contract):
+            return Read(node, user, self._contracted_read(node, kind), f"{user.target}")
         if user.target in VIEW_RULES:
             return Read(node, user, self._indexed_read(node, user), f"{user.target}", True)
         return Read(node, user, TRUE, f"{user.target}")
@@ -221,19 +231,42 @@ class DemandAnalysis:
             return TRUE
         return compare("ne", element, const(int(ops.argument(user, 4, "ignore_index", -100))), self.pull.ranges)
 
+    def _contracted_read(self, node: fx.Node, kind: ops.Contract) -> Expr:
+        """A sum over places of products with weights reads the places where the weights are not 0."""
+        sides = [(kind.left, kind.left_labels), (kind.right, kind.right_labels)]
+        if kind.left is kind.right or kind.bias is not None:
+            return TRUE
+        (_, labels), (weights, other) = sides if node is kind.left else sides[::-1]
+        own, theirs = (dict(zip(self.layout.dims.of(n), lab)) for n, lab in ((node, labels), (weights, other)))
+        shared = [(self.layout.batch,), (self.layout.sequence,)]
+        if self.layout.of(weights) is not Layout.TOKENS or any(own.get(d) != theirs.get(d) for d in shared):
+            return TRUE
+        pad = self.pads.of(weights)
+        return pad.support if pad.fill == 0 and None not in map(own.get, shared) else TRUE
+
     def _indexed_read(self, node: fx.Node, user: fx.Node) -> Expr:
         """The places that a gather, an index, a slice or a select reads, whatever its other indices are."""
         tuples = read_tuples(self.pull, node, user)
         if tuples is None:
             return TRUE
+        wanted = self._packed_from(user)
         sets = []
         for indices in tuples:
             batch, sequence = self.places.read_at(node, indices)
             if batch is None or sequence is None or batch.op != "index":
                 return TRUE
-            at = substitute(compare("eq", index("n"), sequence, self.pull.ranges), {batch: index("b")})
+            at = and_(compare("eq", index("n"), sequence, self.pull.ranges), wanted)
+            at = substitute(at, {batch: index("b")})
             sets.append(project(self.pull.ranges, at, frozenset({"b", "n"})))
         return or_(*sets)
+
+    def _packed_from(self, user: fx.Node) -> Expr:
+        """Which elements (o0, o1) of `user` are read, where only packing by known places reads it: a sequence cut
+        short by a slice has places of its own, and those that nobody keeps are not read."""
+        masks = [self.packs.get(p.args[1]) if p.target is PACK else None for p in user.users]  # type: ignore[arg-type]
+        if not masks or None in masks:
+            return TRUE
+        return or_(*(self.pull.element(mask, (index("o0"), index("o1"))) for mask in masks))  # type: ignore[arg-type]
 
     def _mask_read(self, node: fx.Node, mask: fx.Node) -> Expr:
         if self.layout.of(mask) is not Layout.TOKENS:
@@ -303,9 +336,16 @@ class DemandAnalysis:
         if not only or seen.free - {"b", "j"} or keys is TRUE or not self._computable(keys):
             self.blocked_keys[region.node] = "a query may see no key at all"
             return TRUE
-        name = f"empty_{region.node.name}"
-        self.kept.closures[name] = self.fixed[name] = ("none", keys)
-        return or_(keys, load(name, (index("b"),), "b"))
+        empty = self._sequences_without(keys)
+        return or_(keys, empty) if empty is not None else TRUE
+
+    def _sequences_without(self, places: Expr) -> Expr | None:
+        """The sequences in which none of `places` is, by a name for it; None where that cannot be computed."""
+        if not self._computable(places):
+            return None
+        name = next((n for n, (_, known) in self.fixed.items() if known is places), f"empty_{len(self.fixed)}")
+        self.kept.closures[name] = self.fixed[name] = ("none", places)
+        return load(name, (index("b"),), "b")
 
     def _project(self, region: Region, premise: Expr, side: str) -> Expr:
         for name, extent in region.extents.items():

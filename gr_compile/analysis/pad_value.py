@@ -6,6 +6,7 @@ are assumed (0 * x = 0), as everywhere in padding elimination.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, and_, cast, not_, or_
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.support import nonzero
+from gr_compile.analysis.support import MASKED, nonzero
 
 aten = torch.ops.aten
+_SOFTMAX = {aten.softmax.int, aten._softmax.default}
 _PRODUCTS = {aten.mul.Tensor, aten.mul.Scalar}
 _QUOTIENTS = {aten.div.Tensor, aten.div.Scalar}
 _RANDOM = {aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p, aten.bernoulli.default}
@@ -45,10 +47,18 @@ UNKNOWN = Pad(TRUE, None)
 
 
 class PadValues:
-    """Pad values of all values of one layout. `given` holds what other analyses know (attention outputs)."""
+    """Pad values of all values of one layout.
 
-    def __init__(self, pull: Elements, layout: TokenLayout, places: Places, given: dict[fx.Node, Pad]) -> None:
+    `given` holds what other analyses know (attention outputs). `sequences_without` gives a name, over b, to the
+    sequences in which no place is in a set.
+    """
+
+    def __init__(
+        self, pull: Elements, layout: TokenLayout, places: Places, given: dict[fx.Node, Pad],
+        sequences_without: Callable[[Expr], Expr | None] = lambda places: None,
+    ) -> None:  # fmt: skip
         self.pull, self.layout, self.places, self.given = pull, layout, places, given
+        self.sequences_without = sequences_without
         self._memo: dict[fx.Node, Pad] = {}
 
     def of(self, node: fx.Node) -> Pad:
@@ -178,13 +188,22 @@ class PadValues:
             return pad
         return pad if node.target in _KEEP_ZERO and pad.fill == 0 else UNKNOWN
 
+    def _along(self, node: fx.Node, kind: ops.Along) -> Pad:
+        """A softmax over places gives 0 to those that are masked, in sequences that have another one."""
+        pad = self.of(kind.source)
+        if node.target not in _SOFTMAX or not pad.known or not pad.fill <= MASKED:  # type: ignore[operator]
+            return UNKNOWN
+        if self.layout.dims.of(node)[kind.dims[0]] != (self.layout.sequence,):
+            return UNKNOWN
+        empty = self.sequences_without(pad.support)
+        return Pad(or_(pad.support, empty), 0.0) if empty is not None else UNKNOWN
+
     def _contract(self, node: fx.Node, kind: ops.Contract) -> Pad:
         if kind.bias is not None:
             return UNKNOWN
-        zeros = [
-            pad.support for n, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
-            if self.layout.of(n) is Layout.TOKENS and self._places_stay(n, labels, kind) and (pad := self.of(n)).fill == 0
-        ]  # fmt: skip
+        sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+        tokens = [n for n, labels in sides if self.layout.of(n) is Layout.TOKENS and self._places_stay(n, labels, kind)]
+        zeros = [pad.support for n in tokens if (pad := self.of(n)).fill == 0]
         return Pad(and_(*zeros), 0.0) if zeros else UNKNOWN
 
     def _places_stay(self, operand: fx.Node, labels: str, kind: ops.Contract) -> bool:

@@ -14,6 +14,7 @@ from gr_compile.analysis.expr import Expr, index
 aten = torch.ops.aten
 SHAPE_ONLY = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
 CROSS_ENTROPY = aten.cross_entropy_loss.default
+PACK = torch.ops.gr.pack.default
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class PlaceEmitter:
     """Emits expressions at the editor's insertion point.
 
     Args:
-        axes: index name -> (its extent as a node or int, the dimension of the grid it runs along).
+        axes: index name -> (its extent as a node or int, the dimension of the grid it runs along); the grid has one
+            dimension where there are none.
         given: expressions' load names that stand for nodes of their own, broadcastable to the grid.
     """
 
@@ -40,7 +41,7 @@ class PlaceEmitter:
     ) -> None:  # fmt: skip
         self.editor, self.pull, self.axes, self.device = editor, pull, axes, device
         self.given = dict(given or {})
-        self.rank = 1 + max(dim for _, dim in axes.values())
+        self.rank = 1 + max((dim for _, dim in axes.values()), default=0)
         self._memo: dict[Expr, Any] = {}
 
     def __call__(self, expr: Expr) -> Any:

@@ -10,9 +10,9 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
-from gr_compile.analysis.expr import Expr, index, substitute
+from gr_compile.analysis.expr import Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
-from gr_compile.analysis.reads import CROSS_ENTROPY, SHAPE_ONLY, boolean_index, read_tuples
+from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, boolean_index, read_tuples
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 
@@ -31,11 +31,16 @@ class Exits:
 
     def rewrite(self, node: fx.Node, user: fx.Node) -> None:
         """`user`, which is not packed, reads the packed `node`."""
+        if self._is_row_view(node, user) and self._reindexed(node, user):
+            return
         replacement = self._special(node, user)
         if replacement is not None:
             self.editor.replace(user, replacement)
         else:
             self.editor.set_argument(user, node, self._dense(node, user))
+
+    def _is_row_view(self, node: fx.Node, user: fx.Node) -> bool:
+        return user.target in VIEW_RULES and self.demand.rows_are_kept(node, user)
 
     def _special(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
         if user.target in SHAPE_ONLY:
@@ -146,6 +151,41 @@ class Exits:
         picked = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, chosen)
         shape = [self.editor.symbol_of(s) for s in user.meta["val"].shape]
         made: fx.Node = self.editor.call(aten.reshape.default, picked, shape)
+        return made
+
+    def _reindexed(self, node: fx.Node, user: fx.Node) -> bool:
+        """Packed values of a view along the sequence (a slice) are rows of the packed values of what it views."""
+        if not user.users or any(pack.target is not PACK for pack in user.users):
+            return False
+        tuples = read_tuples(self.demand.pull, node, user)
+        if tuples is None or len(tuples) != 1:
+            return False
+        (indices,) = tuples
+        batch, sequence = self.demand.places.read_at(node, indices)
+        rest = [indices[position] for position, _ in self.layout.rest(node)]
+        if batch is not index("o0") or sequence is None or sequence.free - {"o0", "o1"}:
+            return False
+        if rest != [index(f"o{k}") for k in range(2, ops.rank(user))]:
+            return False
+        for pack in list(user.users):
+            with self.editor.at(like=pack):
+                self.editor.replace(pack, self._rows_of(node, user, pack, sequence))
+        return True
+
+    def _rows_of(self, node: fx.Node, user: fx.Node, pack: fx.Node, sequence: Expr) -> fx.Node:
+        flat: Any = pack.args[1]
+        length = self.editor.symbol_of(user.meta["val"].shape[1])
+        places = {
+            "o0": self.editor.call(aten.div.Tensor_mode, flat, length, rounding_mode="floor"),
+            "o1": self.editor.call(aten.remainder.Scalar, flat, length),
+        }
+        emit = PlaceEmitter(self.editor, self.demand.pull, {}, flat.meta["val"].device, places)
+        at = emit.tensor(substitute(sequence, {index(name): load(name, (), "i") for name in places}))
+        start = self.editor.call(aten.mul.Tensor, places["o0"], self.packer.index.length)
+        rows = self.editor.call(
+            aten.index_select.default, self._row_numbers(), 0, self.editor.call(aten.add.Tensor, start, at)
+        )
+        made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
         return made
 
     def _one_place(self, node: fx.Node, user: fx.Node) -> Expr | None:

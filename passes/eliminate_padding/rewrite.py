@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gr_compile.analysis.cost import saving
 from gr_compile.analysis.demand import DemandAnalysis
@@ -16,8 +17,9 @@ from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import TRUE, Expr
 from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout, is_floating
-from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, kind_of
+from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, Slice, kind_of
 from gr_compile.analysis.places import Places
+from gr_compile.analysis.reads import CROSS_ENTROPY
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.passes.eliminate_padding.declared import (
@@ -33,6 +35,7 @@ from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
+FUSION = "fuse-jagged-attention"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ class EliminatePadding(Pass):
         mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch) or "bucket" (T rounded
             up to `multiple` by keeping that many more places, at most all).
         multiple: bucket size.
-        min_saving: decline where less than this share of the token-wise work is saved at 50 % fill.
+        min_saving: decline where less than this share of the token-wise work is saved at 50 % fill; 0: what loses there.
     """
 
     mode: str = "unbacked"
     multiple: int = 256
-    min_saving: float = 0.05
+    min_saving: float = 0.0
 
     name: ClassVar[str] = "eliminate-padding"
     provides: ClassVar[frozenset[str]] = frozenset({"packed-tokens"})
@@ -80,24 +83,53 @@ class EliminatePadding(Pass):
             misses.update({str(miss): miss for miss in found})
 
     def _next(self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]) -> _Attempt | None:
+        """The next raggedness: one that is a view of another (a sequence cut short) comes before that one."""
         dims = DimensionProvenance(graph_module)
-        for node, (batch, sequence) in raggednesses(graph_module, dims, context):
-            key = (node.name, str(sequence.size))
-            if key not in tried and has_token_work(graph_module, TokenLayout(dims, batch, sequence)):
-                tried.add(key)
-                return _Attempt(graph_module, context, dims, batch, sequence, node)
+        left = []
+        for node, pair in raggednesses(graph_module, dims, context):
+            layout = TokenLayout(dims, *pair)
+            if (node.name, str(pair[1].size)) not in tried and has_token_work(graph_module, layout):
+                left.append((node, layout))
+        for node, layout in left:
+            if not any(_feeds(graph_module, layout, other) for _, other in left) or node is left[-1][0]:
+                tried.add((node.name, str(layout.sequence.size)))
+                return _Attempt(graph_module, context, dims, layout, node)
         return None
+
+
+def _feeds(graph_module: fx.GraphModule, layout: TokenLayout, other: TokenLayout) -> bool:
+    """Whether `other`'s places are cut out of those of `layout`, and not the other way round."""
+
+    def cuts(source: TokenLayout, result: TokenLayout) -> bool:
+        return any(
+            isinstance(kind := kind_of(node), Slice)
+            and is_floating(node)
+            and source.of(kind.source) is Layout.TOKENS
+            and result.of(node) is Layout.TOKENS
+            and source.of(node) is not Layout.TOKENS
+            for node in graph_module.graph.nodes
+        )
+
+    return cuts(layout, other) and not cuts(other, layout)
 
 
 def has_token_work(graph_module: fx.GraphModule, layout: TokenLayout) -> bool:
     """Whether anything that costs more than a view has a value for every place."""
     return any(
-        is_floating(node)
-        and layout.of(node) is Layout.TOKENS
-        and isinstance(kind_of(node), (Contract, Lookup, RowLoss, Along))
+        _is_loss_over(node, layout)
+        or (
+            is_floating(node)
+            and layout.of(node) is Layout.TOKENS
+            and isinstance(kind_of(node), (Contract, Lookup, RowLoss, Along))
+        )
         for node in graph_module.graph.nodes
         if node.op == "call_function"
     )
+
+
+def _is_loss_over(node: fx.Node, layout: TokenLayout) -> bool:
+    logits = node.args[0] if node.target is CROSS_ENTROPY else None
+    return isinstance(logits, fx.Node) and layout.of(logits) is Layout.TOKENS
 
 
 def raggednesses(
@@ -114,6 +146,8 @@ def raggednesses(
         if value.dim() < 2 or not pull.closed(node) or node in context.constants.tensors:
             continue
         lead = dims.of(node)[:2]
+        if any(free_unbacked_symbols(atom.size) for dim in lead for atom in dim):
+            continue  # tokens that are packed already
         if all(len(dim) == 1 for dim in lead) and lead[0] != lead[1]:
             found.setdefault((lead[0][0], lead[1][0]), node)
     return [(node, pair) for pair, node in found.items()]
@@ -123,20 +157,22 @@ class _Attempt:
     """One raggedness: analysis, then rewriting."""
 
     def __init__(
-        self, graph_module: fx.GraphModule, context: PassContext, dims: DimensionProvenance, batch: Atom,
-        sequence: Atom, witness: fx.Node,
+        self, graph_module: fx.GraphModule, context: PassContext, dims: DimensionProvenance, layout: TokenLayout,
+        witness: fx.Node,
     ) -> None:  # fmt: skip
-        self.graph_module, self.context, self.witness = graph_module, context, witness
-        self.layout = TokenLayout(dims, batch, sequence)
+        self.graph_module, self.context, self.witness, self.layout = graph_module, context, witness, layout
         masks = declared_masks(graph_module, context.config)
         self.pull = Elements(graph_module, context.constants, masks)
         finder = RegionFinder(graph_module, Elements(graph_module, context.constants, masks), dims)
-        self.regions: list[Region] = finder.find(batch)
+        self.regions: list[Region] = finder.find(layout.batch)
         self.pull.size_values.update(finder.pull.size_values)
         self.places = Places(self.pull, self.layout, witness)
         self.declared = declared_places(self.pull, self.layout, graph_module, context.config)
         self.output_read = self._output_read()
-        self.demand = DemandAnalysis(graph_module, self.pull, self.layout, self.places, self.regions, self.output_read)
+        packs = {ragged.index.flat: ragged.index.mask for ragged in context.facts.get(RAGGED_FACT, [])}
+        self.demand = DemandAnalysis(
+            graph_module, self.pull, self.layout, self.places, self.regions, self.output_read, packs
+        )
 
     def _output_read(self) -> Expr:
         if self.context.config.outputs_at_padding == "exact":
@@ -173,25 +209,33 @@ class _Attempt:
         return bool(node.meta["val"].dtype.is_floating_point)
 
     def _unprofitable(self, context: PassContext, options: EliminatePadding) -> Miss | None:
-        packed = self.demand.packed
-        exits = {read.node for read in self.demand.reads}
+        packed, reads = self.demand.packed, self.demand.reads
+        fused = self._fused_regions(context)
+        exits = {read.node for read in reads if not read.rows and read.user not in fused}
+        losses = {read.user for read in reads if read.user.target is CROSS_ENTROPY}
         entries = {
             operand for node in packed for operand in node.all_input_nodes
             if operand not in packed and self.layout.of(operand) is Layout.TOKENS
-        } | {node for node in packed if node in self.demand.regions}  # fmt: skip
-        saved, total = saving(packed, entries, exits, self.layout, context.config.expected_fill or 0.5)
+        } | {node for node in packed if node in self.demand.regions and node not in fused}  # fmt: skip
+        fill = context.config.expected_fill or 0.5
+        saved, total = saving(packed | losses, entries, exits, self.layout, fill)
         if saved >= options.min_saving * total and total > 0:
             return None
-        fill = 100 * (context.config.expected_fill or 0.5)
         if total <= 0:
             return Miss(f"nothing that costs anything runs on the places of {self.witness.name}", self.witness)
         share = saved / total
         return Miss(
-            f"packing {self.witness.name} saves {100 * share:.0f} % of its token-wise work at {fill:.0f} % fill, "
+            f"packing {self.witness.name} saves {100 * share:.0f} % of its token-wise work at {100 * fill:.0f} % fill, "
             "less than min-saving",
             self.witness,
             hint=f"eliminate-padding{{min-saving={math.floor(100 * share) / 100:.2f}}} packs it all the same",
         )
+
+    def _fused_regions(self, context: PassContext) -> set[fx.Node]:
+        """Attention that a later pass runs on packed tokens: nothing is unpacked for it."""
+        if FUSION not in context.upcoming or not context.supports("gr::jagged_attention"):
+            return set()
+        return {node for node in self.demand.regions if node in self.demand.packed}
 
     # --------------------------------------------------------------------------------------------- rewriting
     def _rewrite(self, context: PassContext, options: EliminatePadding) -> Ragged:

@@ -71,6 +71,26 @@ CASES = {
         lambda x: x.masked_fill(MASK, 0.0) * x.masked_fill(MASK, 0.0), ["where.ScalarSelf", "mul.Tensor"],
     ),
     "calls that differ in a constant": (lambda x: (x + 1) * (x + 1.0), ["add.Tensor", "add.Tensor", "mul.Tensor"]),
+    "parts folded into another dimension": (
+        lambda x: torch.cat(torch.split(x, 2, dim=1), 0) * 2, ["reshape.default", "permute.default", "reshape.default", "mul.Tensor"],
+    ),
+    "parts put back": (lambda x: torch.cat(torch.chunk(x, 2, 1), 1) * 2, ["mul.Tensor"]),
+    "columns stacked as rows": (lambda x: torch.stack([x[:, i] for i in range(4)], 0) * 2, ["permute.default", "mul.Tensor"]),
+    "slices one behind the other": (
+        lambda x: torch.cat([x[:, :2], x[:, 2:]], 0) * 2, ["reshape.default", "permute.default", "reshape.default", "mul.Tensor"],
+    ),
+    "parts in another order stay": (
+        lambda x: torch.cat([x[:, 2:], x[:, :2]], 1) * 2, ["slice.Tensor", "slice.Tensor", "cat.default", "mul.Tensor"],
+    ),
+    "parts that are not all stay": (
+        lambda x: torch.cat(torch.split(x, 1, dim=1)[:3], 0) * 2, None,
+    ),
+    "unequal parts stay": (
+        lambda x: torch.cat([x[:, :1], x[:, 1:]], 1) * 2, ["slice.Tensor", "slice.Tensor", "cat.default", "mul.Tensor"],
+    ),
+    "parts of two tensors stay": (
+        lambda x: torch.cat([x[:, :2], (x + 1)[:, 2:]], 1) * 2, ["slice.Tensor", "add.Tensor", "slice.Tensor", "cat.default", "mul.Tensor"],
+    ),
     "negative zero is another constant": (lambda x: (x * 0.0) / (x * -0.0), ["mul.Tensor", "mul.Tensor", "div.Tensor"]),
 }  # fmt: skip
 
