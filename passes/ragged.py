@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from gr_compile.analysis.dims import Atom, DimensionProvenance
+from gr_compile.analysis.element import Elements
 from gr_compile.editor import GraphEditor
 
 aten = torch.ops.aten
@@ -59,3 +62,23 @@ class Ragged:
 
     index: PackedIndex
     closed: frozenset[str]
+
+
+def raggednesses(
+    graph_module: fx.GraphModule, dims: DimensionProvenance, pull: Elements
+) -> list[tuple[fx.Node, tuple[Atom, Atom]]]:
+    """The pairs of index spaces (batch, sequence) that inputs have: the two leading dimensions of an integer or
+    boolean input, or of anything computed from such inputs alone; the first node of each pair."""
+    found: dict[tuple[Atom, Atom], fx.Node] = {}
+    for node in graph_module.graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or (value.dtype.is_floating_point and node.op != "placeholder"):
+            continue
+        if value.dim() < 2 or not pull.closed(node) or node in pull.constants.tensors:
+            continue
+        lead = dims.of(node)[:2]
+        if any(free_unbacked_symbols(atom.size) for dim in lead for atom in dim):
+            continue  # tokens that are packed already
+        if all(len(dim) == 1 for dim in lead) and lead[0] != lead[1]:
+            found.setdefault((lead[0][0], lead[1][0]), node)
+    return [(node, pair) for pair, node in found.items()]

@@ -35,7 +35,7 @@ from gr_compile.analysis.implies import implies, project
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, Read, boolean_index, read_tuples
+from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, Read, masked_index, read_tuples
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
@@ -208,9 +208,9 @@ class DemandAnalysis:
             return Read(node, user, self.output_read, "an output")
         if user.target is CROSS_ENTROPY:
             return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets", True)
-        mask = boolean_index(user)
-        if mask is not None:
-            return Read(node, user, self._mask_read(node, mask), "an index by a mask", True)
+        chosen = masked_index(user)
+        if chosen is not None and node is user.args[0]:
+            return Read(node, user, self._mask_read(node, chosen.mask), "an index by a mask", True)
         kind = ops.kind_of(user)
         if isinstance(kind, ops.Contract):
             return Read(node, user, self._contracted_read(node, kind), f"{user.target}")
@@ -266,15 +266,19 @@ class DemandAnalysis:
         masks = [self.packs.get(p.args[1]) if p.target is PACK else None for p in user.users]  # type: ignore[arg-type]
         if not masks or None in masks:
             return TRUE
-        return or_(*(self.pull.element(mask, (index("o0"), index("o1"))) for mask in masks))  # type: ignore[arg-type]
+        return or_(*(self.pull.element(mask, (index("o0"), index("o1"))) for mask in masks))
 
     def _mask_read(self, node: fx.Node, mask: fx.Node) -> Expr:
-        if self.layout.of(mask) is not Layout.TOKENS:
+        if self.layout.of(mask) is not Layout.TOKENS or not self._leads(mask, node):
             return TRUE
         try:
             return self.pull.element(mask, self.places.of(mask))
         except Blocked:
             return TRUE
+
+    def _leads(self, mask: fx.Node, node: fx.Node) -> bool:
+        """The mask's dimensions are the first ones of the node."""
+        return self.layout.dims.of(node)[: ops.rank(mask)] == self.layout.dims.of(mask)
 
     # -------------------------------------------------------------------------------------------- regions
     def _find_interior(self) -> set[fx.Node]:

@@ -389,6 +389,7 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.concat.default: _concatenate,
     aten.stack.default: _stack,
     aten.slice.Tensor: _slice,
+    aten.prelu.default: lambda node: Pointwise() if node.args[1].meta["val"].numel() == 1 else None,  # type: ignore[union-attr]
     aten.select.int: lambda node: Select(node.args[0], int(node.args[1]) % rank(node.args[0])),  # type: ignore[arg-type]
     aten.split.Tensor: _items,
     aten.split_with_sizes.default: _items,

@@ -104,7 +104,7 @@ class PadValues:
             return self._product(node)
         if node.target in _QUOTIENTS:
             pad = self._operand(node.args[0], node)
-            return pad if pad.fill == 0 else UNKNOWN
+            return pad if pad.fill == 0 else self._evaluated(node)
         if node.target in (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf):
             return self._where(node, *node.args[:3])
         if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
@@ -116,7 +116,7 @@ class PadValues:
 
     def _product(self, node: fx.Node) -> Pad:
         zeros = [pad for a in node.args[:2] if (pad := self._operand(a, node)).fill == 0]
-        return Pad(and_(*(pad.support for pad in zeros)), 0.0) if zeros else UNKNOWN
+        return Pad(and_(*(pad.support for pad in zeros)), 0.0) if zeros else self._evaluated(node)
 
     def _operand(self, operand: Any, node: fx.Node) -> Pad:
         """The pad value of an operand of a pointwise operator, seen at the output's places."""

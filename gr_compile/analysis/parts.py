@@ -18,7 +18,7 @@ from gr_compile.sizes import size_expr
 
 @dataclass(frozen=True)
 class Parts:
-    """`count` equal parts of `source` along `dim`; each lacks that dimension where `drop`, else it has 1/count of it."""
+    """`count` equal parts of `source` along `dim`; without it under `drop`, else 1/count of it."""
 
     source: fx.Node
     dim: int

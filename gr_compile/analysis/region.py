@@ -145,6 +145,9 @@ class RegionFinder:
                 self.misses.append((node, blocked))
             return None
         query, key_operand = _sides(dot, node)
+        if axes.extents["i"] is const(1):  # one query: a seed, or a candidate item
+            first = {index("i"): const(0)}
+            score, post = substitute(score, first), substitute(post, first) if post is not None else None
         digits = {**axes.digits, row: ("i",), feature: ("d",)}
         return Region(
             node=node, out_places=tuple(places[c] for c in kind.out_labels),
@@ -233,6 +236,8 @@ class RegionFinder:
         v_element = pull.element(value, v_places)
         score = self._sdpa_score(node, lead)
         dtype = pull.dtype(node)
+        if axes.extents["i"] is const(1):
+            score = substitute(score, {index("i"): const(0)})
         post = make("sm", (), dtype)
         probability = float(ops.argument(node, 4, "dropout_p", 0.0))
         if probability:

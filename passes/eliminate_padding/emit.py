@@ -12,6 +12,7 @@ import torch.fx as fx
 from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import Expr
 from gr_compile.editor import GraphEditor
+from gr_compile.sizes import size_expr
 
 aten = torch.ops.aten
 _DTYPE = {
@@ -172,6 +173,10 @@ class PlaceEmitter:
         made: fx.Node = self.editor.call(aten.clamp.default, place, 0, last)
         return made
 
+    def _extent(self, name: str) -> Any:
+        extent = self.axes[name][0]
+        return size_expr(extent.meta["val"] if isinstance(extent, fx.Node) else extent)
+
     def _plain_load(self, node: fx.Node, places: tuple[Expr, ...]) -> fx.Node | None:
         """A load at distinct grid indices is the node itself, permuted and with size-1 dimensions."""
         names = [p.args[0] if p.op == "index" else "" for p in places]
@@ -180,7 +185,8 @@ class PlaceEmitter:
         used = [name for name in names if name]
         if len(set(used)) != len(used):
             return None
-        if any(not name and node.meta["val"].shape[d] != 1 for d, name in enumerate(names)):
+        shape = node.meta["val"].shape
+        if any(size_expr(shape[d]) != (self._extent(name) if name else 1) for d, name in enumerate(names)):
             return None
         result = node
         for d in reversed([d for d, name in enumerate(names) if not name]):

@@ -12,7 +12,7 @@ from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
-from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, boolean_index, read_tuples
+from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 
@@ -52,9 +52,9 @@ class Exits:
                 return None
             if user.target is CROSS_ENTROPY:
                 return self._loss(user)
-            mask = boolean_index(user)
-            if mask is not None and self.layout.of(mask) is Layout.TOKENS:
-                return self._select_by_mask(node, mask)
+            chosen = masked_index(user)
+            if chosen is not None and self.layout.of(chosen.mask) is Layout.TOKENS:
+                return self._select_by_mask(node, chosen)
             if user.target in VIEW_RULES:
                 return self._row(node, user)
         return None
@@ -127,13 +127,24 @@ class Exits:
             result = self.editor.call(aten.div.Tensor, result, self.editor.symbol_of(count))
         return result
 
-    def _select_by_mask(self, node: fx.Node, mask: fx.Node) -> fx.Node | None:
-        if self.layout.rest(mask) or self.layout.dims.of(node)[: ops.rank(mask)] != self.layout.dims.of(mask):
+    def _select_by_mask(self, node: fx.Node, chosen: MaskedIndex) -> fx.Node | None:
+        order = [atom for dim in self.layout.dims.of(chosen.mask) for atom in dim]
+        if order != [self.layout.batch, self.layout.sequence]:
             return None
-        chosen = self.packer.packed(mask)
-        places = self.editor.call(aten.nonzero.default, chosen)
-        flat = self.editor.call(aten.reshape.default, places, [-1])
-        made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, flat)
+        if chosen.coordinates:
+            rows = self.editor.call(aten.index_select.default, self._row_numbers(), 0, self._flat(chosen.coordinates))
+        else:
+            places = self.editor.call(aten.nonzero.default, self.packer.packed(chosen.mask))
+            rows = self.editor.call(aten.reshape.default, places, [-1])
+        made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
+        return made
+
+    def _flat(self, coordinates: tuple[fx.Node, ...]) -> fx.Node:
+        """b * N + n of the chosen places."""
+        if len(coordinates) == 1:
+            return coordinates[0]
+        start = self.editor.call(aten.mul.Tensor, coordinates[0], self.packer.index.length)
+        made: fx.Node = self.editor.call(aten.add.Tensor, start, coordinates[1])
         return made
 
     def _row(self, node: fx.Node, user: fx.Node) -> fx.Node | None:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gr_compile.analysis.cost import saving
 from gr_compile.analysis.demand import DemandAnalysis
@@ -22,6 +21,7 @@ from gr_compile.analysis.places import Places
 from gr_compile.analysis.reads import CROSS_ENTROPY
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
+from gr_compile.passes.eliminate_padding.convolutions import spell_convolutions_as_linear
 from gr_compile.passes.eliminate_padding.declared import (
     declared_masks,
     declared_places,
@@ -31,7 +31,7 @@ from gr_compile.passes.eliminate_padding.declared import (
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
 from gr_compile.passes.eliminate_padding.packed import Packer
-from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged
+from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ class EliminatePadding(Pass):
         mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch) or "bucket" (T rounded
             up to `multiple` by keeping that many more places, at most all).
         multiple: bucket size.
-        min_saving: decline where less than this share of the token-wise work is saved at 50 % fill; 0: what loses there.
+        min_saving: decline where less than this share of the token-wise work is saved at 50 % fill; 0: if it loses.
     """
 
     mode: str = "unbacked"
@@ -70,7 +70,7 @@ class EliminatePadding(Pass):
             return PassResult(False, misses=(Miss("padding='none' was asked for"),))
         if not context.supports("gr::pack"):
             return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
-        matches: list[Match] = []
+        matches = spell_convolutions_as_linear(graph_module, context)
         misses = {str(miss): miss for miss in unread_declarations(graph_module, context.config)}
         tried: set[tuple[str, str]] = set()
         while True:
@@ -80,13 +80,14 @@ class EliminatePadding(Pass):
             match, found = attempt.apply(context, self)
             if match is not None:
                 matches.append(match)
+                context.editor.eliminate_dead_code()
             misses.update({str(miss): miss for miss in found})
 
     def _next(self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]) -> _Attempt | None:
         """The next raggedness: one that is a view of another (a sequence cut short) comes before that one."""
         dims = DimensionProvenance(graph_module)
         left = []
-        for node, pair in raggednesses(graph_module, dims, context):
+        for node, pair in raggednesses(graph_module, dims, Elements(graph_module, context.constants)):
             layout = TokenLayout(dims, *pair)
             if (node.name, str(pair[1].size)) not in tried and has_token_work(graph_module, layout):
                 left.append((node, layout))
@@ -130,27 +131,6 @@ def has_token_work(graph_module: fx.GraphModule, layout: TokenLayout) -> bool:
 def _is_loss_over(node: fx.Node, layout: TokenLayout) -> bool:
     logits = node.args[0] if node.target is CROSS_ENTROPY else None
     return isinstance(logits, fx.Node) and layout.of(logits) is Layout.TOKENS
-
-
-def raggednesses(
-    graph_module: fx.GraphModule, dims: DimensionProvenance, context: PassContext
-) -> list[tuple[fx.Node, tuple[Atom, Atom]]]:
-    """The pairs of index spaces (batch, sequence) that inputs have: the two leading dimensions of an integer or
-    boolean input, or of anything computed from such inputs alone; the first node of each pair."""
-    pull = Elements(graph_module, context.constants)
-    found: dict[tuple[Atom, Atom], fx.Node] = {}
-    for node in graph_module.graph.nodes:
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or (value.dtype.is_floating_point and node.op != "placeholder"):
-            continue
-        if value.dim() < 2 or not pull.closed(node) or node in context.constants.tensors:
-            continue
-        lead = dims.of(node)[:2]
-        if any(free_unbacked_symbols(atom.size) for dim in lead for atom in dim):
-            continue  # tokens that are packed already
-        if all(len(dim) == 1 for dim in lead) and lead[0] != lead[1]:
-            found.setdefault((lead[0][0], lead[1][0]), node)
-    return [(node, pair) for pair, node in found.items()]
 
 
 class _Attempt:

@@ -19,7 +19,7 @@ from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.score_program import ScoreProgram
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.fuse_jagged_attention.sides import OperandBuilder, Side, base_of
-from gr_compile.passes.ragged import RAGGED_FACT, Ragged
+from gr_compile.passes.ragged import RAGGED_FACT, Ragged, raggednesses
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
@@ -61,10 +61,11 @@ class FuseJaggedAttention(Pass):
         return PassResult(bool(matches), tuple(matches), tuple(misses))
 
     def _regions(self, finder: RegionFinder, dims: DimensionProvenance, raggeds: list[Ragged]) -> list[Region]:
-        if not raggeds:
-            return finder.find()
-        batch = dims.of(raggeds[0].index.mask)[0]
-        return finder.find(batch[0] if len(batch) == 1 else None)
+        if raggeds:
+            batch = dims.of(raggeds[0].index.mask)[0]
+            return finder.find(batch[0] if len(batch) == 1 else None)
+        found = raggednesses(finder.graph_module, dims, finder.pull)
+        return finder.find(found[0][1][0] if found else None)
 
     def _ragged_of(self, region: Region, raggeds: list[Ragged]) -> Ragged | None:
         return next((r for r in raggeds if region.node.name in r.closed), None)
@@ -92,9 +93,10 @@ class _Fuser:
             Blocked: with the reason.
         """
         region = self.region
-        self.query = base_of(region.query, region, "i") if region.query is not None else None
-        self.key = base_of(region.key, region, "j") if region.key is not None else None
-        self.value = base_of(region.value, region, "j")
+        self.query = base_of(region.query, region, "i", self.pull) if region.query is not None else None
+        self.key = base_of(region.key, region, "j", self.pull) if region.key is not None else None
+        self.value = base_of(region.value, region, "j", self.pull)
+        self._head_count()
         leaves = self._leaf_nodes()
         for name, node in leaves.items():
             if not isinstance(node.meta.get("val"), (torch.Tensor, torch.SymFloat)):
@@ -148,8 +150,7 @@ class _Fuser:
         return self.editor.call(operator.add, batch, 1) if isinstance(batch, fx.Node) else batch + 1
 
     def _size(self, extent: Expr) -> Any:
-        emit = PlaceEmitter(self.editor, self.pull, {"b": (1, 0)}, torch.device("cpu"))
-        return emit(extent)
+        return PlaceEmitter(self.editor, self.pull, {}, torch.device("cpu"))(extent)
 
     def _operator(self, query_side: Side, key_side: Side) -> fx.Node:
         region, editor = self.region, self.editor

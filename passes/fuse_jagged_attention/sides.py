@@ -12,9 +12,10 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices
-from gr_compile.analysis.expr import Expr, add, const, index, mul
+from gr_compile.analysis.expr import Expr, Ranges, add, const, divmod_, index, mul
 from gr_compile.analysis.region import Operand, Region
 from gr_compile.editor import GraphEditor
+from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 
 aten = torch.ops.aten
 UNPACK = torch.ops.gr.unpack.default
@@ -35,25 +36,30 @@ class Side:
 
 @dataclass(frozen=True)
 class Base:
-    """The earliest value of which an operand is only a view, and what each of its dimensions is read at."""
+    """The earliest value of which an operand is only a view, and what each of its dimensions is read at.
+
+    `sizes`: of the dimensions, where those of the node are split first (B * H into B and H); else None.
+    """
 
     node: fx.Node
     indices: Indices
+    sizes: tuple[Expr, ...] | None
 
 
-def base_of(operand: Operand, region: Region, place: str) -> Base:
+def base_of(operand: Operand, region: Region, place: str, pull: Elements) -> Base:
     """Walk back through views, repeats and expansions to the smallest value with one index a dimension.
 
     Raises:
         Blocked: not even the operand itself is read at separate indices for sequence, place, heads and feature.
     """
+    ranges = _ranges_of(operand, region, pull)
     best: Base | None = None
     node: Any = operand.node
     indices: Indices | None = operand.indices
     while indices is not None:
-        whole = _separable(node, indices, operand.feature, place, region.extents["b"] is const(1))
-        if whole and (best is None or _numel(node) <= _numel(best.node)):
-            best = Base(node, indices)
+        found = _separated(node, indices, operand.feature, place, region.extents["b"] is const(1), ranges, pull)
+        if found is not None and (best is None or _rank(found) <= _rank(best)):
+            best = found
         source = _source(node)
         if source is None:
             break
@@ -62,6 +68,62 @@ def base_of(operand: Operand, region: Region, place: str) -> Base:
     if best is None:
         raise Blocked("an operand whose heads and features cannot be told apart", operand.node)
     return best
+
+
+def _rank(base: Base) -> tuple[bool, float]:
+    return base.sizes is not None, _numel(base.node)
+
+
+def _ranges_of(operand: Operand, region: Region, pull: Elements) -> Ranges:
+    ranges = Ranges()
+    for name, extent in region.extents.items():
+        ranges.bound(name, extent)
+    last = pull.ranges.upper(operand.feature)
+    if last is not None:
+        ranges.bound(operand.feature.args[0], add(last, const(1)))
+    return ranges
+
+
+def _separated(
+    node: fx.Node, indices: Indices, feature: Expr, place: str, one_sequence: bool, ranges: Ranges, pull: Elements
+) -> Base | None:
+    """The node read at one index a dimension, its dimensions split where several indices share one."""
+    names = {"b", place, feature.args[0]}
+    split: list[Expr] = []
+    sizes: list[Expr] = []
+    for at, size in zip(indices, pull.shape(node)):
+        digits = _digits(at, size, ranges) if at.op != "index" and at.free & names else [(at, size)]
+        if digits is None:
+            return None
+        split += [digit for digit, _ in digits]
+        sizes += [extent for _, extent in digits]
+    base = Base(node, tuple(split), tuple(sizes) if len(split) > len(indices) else None)
+    return base if _separable(base, tuple(sizes), feature, place, one_sequence) else None
+
+
+def _digits(at: Expr, size: Expr, ranges: Ranges) -> list[tuple[Expr, Expr]] | None:
+    """4 * b + h, for h < 4, as the digits b and h with their extents, outermost first."""
+    digits: list[tuple[Expr, Expr]] = []
+    product: Expr = const(1)
+    while at.op != "index":
+        for name in sorted(at.free):
+            extent = _extent(name, ranges)
+            quotient, rest = divmod_(at, extent, ranges) if extent is not None else (at, at)
+            if extent is not None and rest is index(name):
+                digits.insert(0, (rest, extent))
+                at, product = quotient, mul(product, extent)
+                break
+        else:
+            return None
+    outermost = _extent(at.args[0], ranges)
+    if outermost is None or mul(product, outermost) is not size:
+        return None
+    return [(at, outermost), *digits]
+
+
+def _extent(name: str, ranges: Ranges) -> Expr | None:
+    last = ranges.upper(index(name))
+    return add(last, const(1)) if last is not None else None
 
 
 def _source(node: fx.Node) -> fx.Node | None:
@@ -80,21 +142,16 @@ def _read_of(node: fx.Node, region: Region, feature: Expr, place: str) -> Indice
     return None
 
 
-def _separable(node: fx.Node, indices: Indices, feature: Expr, place: str, one_sequence: bool) -> bool:
+def _separable(base: Base, sizes: tuple[Expr, ...], feature: Expr, place: str, one_sequence: bool) -> bool:
     """One dimension each for the sequence, the place and the feature; a size of 1 may stand for the sequence."""
-    special = [index("b"), index(place), feature]
-    shape = node.meta["val"].shape
+    special, indices = [index("b"), index(place), feature], base.indices
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
         return False
-    unit = one_sequence and any(_is_one(shape[d]) and i.op == "const" for d, i in enumerate(indices))
+    unit = one_sequence and any(size is const(1) and i.op == "const" for size, i in zip(sizes, indices))
     if sum(i is index("b") for i in indices) != 1 and not unit:
         return False
     names = {"b", place, feature.args[0]}
     return all(any(i is s for s in special) or not i.free & names for i in indices)
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 def _numel(node: fx.Node) -> float:
@@ -110,35 +167,43 @@ class OperandBuilder:
     def build(self, base: Base, place: str, feature: Expr, side: Side) -> tuple[fx.Node, Expr]:
         """(the operand, its head as an expression over the region's head indices)."""
         node, indices = base.node, base.indices
+        sizes = base.sizes or self.pull.shape(node)
         batch_dim = next((d for d, i in enumerate(indices) if i is index("b")), None)
         place_dim = next(d for d, i in enumerate(indices) if i is index(place))
         feature_dim = next(d for d, i in enumerate(indices) if i is feature)
         if batch_dim is None:
-            batch_dim = next(d for d, i in enumerate(indices) if i.op == "const" and _is_one(node.meta["val"].shape[d]))
+            batch_dim = next(d for d, i in enumerate(indices) if i.op == "const" and sizes[d] is const(1))
         heads = [d for d in range(len(indices)) if d not in (batch_dim, place_dim, feature_dim)]
         head, count = const(0), const(1)
         for d in heads:
-            extent = self.pull.extent(node.meta["val"].shape[d])
-            head, count = add(mul(head, extent), indices[d]), mul(count, extent)
-        sizes = [self.editor.symbol_of(node.meta["val"].shape[d]) for d in heads]
-        width = self.editor.symbol_of(node.meta["val"].shape[feature_dim])
-        values = self._rows(node, [batch_dim, place_dim, *heads, feature_dim], side)
-        shape = [-1, self._product(sizes), width]
+            head, count = add(mul(head, sizes[d]), indices[d]), mul(count, sizes[d])
+        extents = [self._size(size) for size in sizes]
+        values = self._rows(base, extents, [batch_dim, place_dim, *heads, feature_dim], side)
+        shape = [-1, self._product([extents[d] for d in heads]), extents[feature_dim]]
         made: fx.Node = self.editor.call(aten.reshape.default, values, shape)
         return made, head
 
-    def _rows(self, node: fx.Node, order: list[int], side: Side) -> fx.Node:
-        """[T, *heads, features]: the packed values themselves where `node` is their unpacking."""
-        if node.target is UNPACK and side.flat is not None and node.args[1] is side.flat and order[:2] == [0, 1]:
+    def _size(self, extent: Expr) -> Any:
+        return PlaceEmitter(self.editor, self.pull, {}, torch.device("cpu"))(extent)
+
+    def _rows(self, base: Base, extents: list[Any], order: list[int], side: Side) -> fx.Node:
+        """[T, *heads, features]: the packed values themselves where the base is their unpacking."""
+        node = base.node
+        unpacked = node.target is UNPACK and side.flat is not None and node.args[1] is side.flat
+        if unpacked and order[:2] == [0, 1] and base.indices[:2] == (index("b"), base.indices[order[1]]):
             values: Any = node.args[0]
+            if base.sizes is not None:
+                values = self.editor.call(aten.reshape.default, values, [-1, *extents[2:]])
             inner = [0] + [d - 1 for d in order[2:]]
             if inner == list(range(len(inner))):
                 return values  # type: ignore[no-any-return]
             moved: fx.Node = self.editor.call(aten.permute.default, values, inner)
             return moved
         dense = node
+        if base.sizes is not None:
+            dense = self.editor.call(aten.reshape.default, dense, extents)
         if order != list(range(len(order))):
-            dense = self.editor.call(aten.permute.default, node, order)
+            dense = self.editor.call(aten.permute.default, dense, order)
         if side.flat is not None:
             packed: fx.Node = self.editor.call(torch.ops.gr.pack.default, dense, side.flat)
             return packed
