@@ -33,6 +33,7 @@ from gr_compile.analysis.expr import (
 )
 from gr_compile.analysis.implies import implies, project
 from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.analysis.pad_rows import PadRows
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, Read, masked_index, read_tuples
@@ -95,6 +96,7 @@ class DemandAnalysis:
         self.dense: list[Dense] = []
         self.kept = KeptPlaces()
         self.pads = PadValues(pull, layout, places, self._region_pads(), self._sequences_without)
+        self.rows = PadRows(layout, self.pads)
         self.packed: set[fx.Node] = set()
         self.reads: list[Read] = []
 
@@ -163,7 +165,11 @@ class DemandAnalysis:
         if read.rows and self._bounded(read.where) is not TRUE:
             return read.where
         pad = self.pads.of(read.node)
-        return self._bounded(and_(read.where, pad.support) if pad.known else read.where)
+        if pad.known:
+            return self._bounded(and_(read.where, pad.support))
+        if read.user.op == "output":
+            return self._bounded(and_(read.where, self.rows.of(read.node)))
+        return self._bounded(read.where)
 
     def _bounded(self, needed: Expr) -> Expr:
         """The places where they can be computed and are not all of them, else TRUE."""

@@ -44,7 +44,7 @@ class MaskedIndex:
 
 
 def masked_index(user: fx.Node) -> MaskedIndex | None:
-    """The mask of `x[mask]`, `x[torch.where(mask)]`, `x[mask.nonzero().unbind(1)]`, `x.index_select(0, flat.nonzero())`."""
+    """`x[mask]`, `x[torch.where(mask)]`, `x[mask.nonzero().unbind(1)]`, `x.index_select(0, flat.nonzero())`."""
     if user.target is aten.index_select.default and user.args[1] == 0:
         given = [user.args[2]]
     elif user.target is aten.index.Tensor:
@@ -78,7 +78,7 @@ def _mask_of_coordinate(node: fx.Node, position: int) -> fx.Node | None:
 
 
 def _mask_of_nonzero(node: Any) -> fx.Node | None:
-    return node.args[0] if node.target is aten.nonzero.default else None  # type: ignore[no-any-return]
+    return node.args[0] if node.target is aten.nonzero.default else None
 
 
 def read_tuples(pull: Elements, node: fx.Node, user: fx.Node) -> set[tuple[Expr, ...]] | None:

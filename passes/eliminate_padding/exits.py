@@ -10,11 +10,12 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
-from gr_compile.analysis.expr import Expr, index, load, substitute
+from gr_compile.analysis.expr import TRUE, Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
 from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
+from gr_compile.passes.eliminate_padding.pad_row import RowPacker, typed
 
 aten = torch.ops.aten
 _SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default}
@@ -28,6 +29,7 @@ class Exits:
         self.editor, self.layout = packer.editor, packer.layout
         self._unpacked: dict[fx.Node, fx.Node] = {}
         self._rows: fx.Node | None = None
+        self._pad_rows: RowPacker | None = None
 
     def rewrite(self, node: fx.Node, user: fx.Node) -> None:
         """`user`, which is not packed, reads the packed `node`."""
@@ -37,7 +39,8 @@ class Exits:
         if replacement is not None:
             self.editor.replace(user, replacement)
         else:
-            self.editor.set_argument(user, node, self._dense(node, user))
+            dense = self._output(node, user) if user.op == "output" else self._dense(node, user)
+            self.editor.set_argument(user, node, dense)
 
     def _is_row_view(self, node: fx.Node, user: fx.Node) -> bool:
         return user.target in VIEW_RULES and self.demand.rows_are_kept(node, user)
@@ -67,11 +70,20 @@ class Exits:
     def _dense(self, node: fx.Node, user: fx.Node) -> fx.Node:
         """What nobody reads still runs through dense operators: 1, as x / 0 there would give 0 * inf in a gradient."""
         if node not in self._unpacked:
-            pad, dtype = self.demand.pads.of(node), node.meta["val"].dtype
-            fill = pad.fill if pad.fill is not None else float(dtype.is_floating_point)
-            typed: Any = bool(fill) if dtype == torch.bool else fill if dtype.is_floating_point else int(fill)
-            self._unpacked[node] = self.packer.unpacked(node, typed)
+            fill = self.demand.pads.of(node).fill
+            if fill is None:
+                fill = float(node.meta["val"].dtype.is_floating_point)
+            self._unpacked[node] = self.packer.unpacked(node, typed(fill, node))
         return self._unpacked[node]
+
+    def _output(self, node: fx.Node, user: fx.Node) -> fx.Node:
+        """The dense form with, at padded places, exactly what the model computes there."""
+        rows = self.demand.rows
+        if self.demand.pads.of(node).known or rows.of(node) is TRUE:
+            return self._dense(node, user)
+        if self._pad_rows is None:
+            self._pad_rows = RowPacker(self.packer, rows)
+        return self.packer.unpacked(node, typed(0.0, node), self._pad_rows.packed(node))
 
     # -------------------------------------------------------------------------------------------- special
     def _loss(self, user: fx.Node) -> fx.Node | None:

@@ -35,13 +35,19 @@ class Packer:
                 self._packed[node] = self._compute(node) if local else self._gather_places(node)
         return self._packed[node]
 
-    def unpacked(self, node: fx.Node, fill: float | bool) -> fx.Node:
-        """The dense form of a packed value, in the dimensions of `node`, with `fill` at places that are not kept."""
+    def unpacked(self, node: fx.Node, fill: float | bool, row: fx.Node | None = None) -> fx.Node:
+        """The dense form of a packed value, in the dimensions of `node`; places that are not kept hold `fill`, or `row`
+        ([1, *rest])."""
         with self.editor.at(like=node):
             index = self.index
             dense = self.editor.call(
                 torch.ops.gr.unpack.default, self.packed(node), index.flat, index.batch_size, index.length, fill
             )
+            if row is not None:
+                mask = index.mask
+                for _ in self.layout.rest(node):
+                    mask = self.editor.call(aten.unsqueeze.default, mask, -1)
+                dense = self.editor.call(aten.where.self, mask, dense, self.editor.call(aten.unsqueeze.default, row, 0))
             return self.arrange_back(dense, node, [self.layout.batch, self.layout.sequence])
 
     def _gather_places(self, node: fx.Node) -> fx.Node:

@@ -31,6 +31,7 @@ from gr_compile.passes.eliminate_padding.declared import (
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import Exits
 from gr_compile.passes.eliminate_padding.packed import Packer
+from gr_compile.passes.eliminate_padding.pad_row import typed
 from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
 from gr_compile.pipeline import PassContext
 
@@ -169,7 +170,10 @@ class _Attempt:
     def apply(self, context: PassContext, options: EliminatePadding) -> tuple[Match | None, list[Miss]]:
         """Pack what can be packed; what cannot is a Miss with its reason."""
         worth = self.demand.solve()
-        misses = [Miss(d.reason, d.user, d.hint) for d in self.demand.dense if self._matters(d.node)]
+        misses = [
+            Miss(d.reason, d.user if d.user.op != "output" else d.node, d.hint)
+            for d in self.demand.dense if self._matters(d.node)
+        ]  # fmt: skip
         if not worth:
             return None, misses
         declined = self._unprofitable(context, options)
@@ -242,7 +246,7 @@ class _Attempt:
             exits.rewrite(node, user)
             return
         editor = self.context.editor
-        dense = exits.packer.unpacked(node, False if node.meta["val"].dtype == torch.bool else 0)
+        dense = exits.packer.unpacked(node, typed(0.0, node))
         if not implies(self.pull.ranges, self.demand.kept.mask, self.output_read):
             mask = self._dense_mask(self.output_read, index)
             shaped = exits.packer.arrange_back(

@@ -161,6 +161,51 @@ def attention_pooling(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Te
 
 
 @_readout
+def attention_pooling_by_einsum(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    scores = (x @ m.items.weight[1]).masked_fill(~valid, torch.finfo(x.dtype).min)
+    return torch.einsum("bn,bnd->bd", torch.softmax(scores, 1), x)
+
+
+@_readout
+def rows_of_a_transposed_mask(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """The rows come position by position, not sequence by sequence."""
+    rows = x.transpose(0, 1)[valid.T]
+    return rows * torch.arange(rows.shape[0], dtype=x.dtype).unsqueeze(-1)
+
+
+@_readout
+def rows_by_coordinates(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    rows, columns = valid.nonzero().unbind(1)
+    return x[rows, columns] * m.items(ids)[rows, columns]
+
+
+@_readout
+def rows_of_the_flattened(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    chosen = valid.flatten().nonzero().squeeze(1)
+    return F.cross_entropy(F.linear(x.flatten(0, 1).index_select(0, chosen), m.items.weight), targets.flatten()[chosen])
+
+
+@_readout
+def normalised_places(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """What padded places hold is the bias of the norm: one row."""
+    return m.norm(x * valid.unsqueeze(-1))
+
+
+@_readout
+def scored_places(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    head = F.linear(x * valid.unsqueeze(-1), m.items.weight, m.items.weight[:, 0])
+    return torch.log_softmax(head, -1).transpose(1, 2)
+
+
+@_readout
+def projected_places_and_positions(
+    m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor
+) -> Tensor:
+    """A row at padded places that differs from position to position."""
+    return m.norm(x * valid.unsqueeze(-1) + m.positions(torch.arange(x.shape[1])))
+
+
+@_readout
 def zeroed_places(m: Any, x: Tensor, valid: Tensor, lengths: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
     return x * valid.unsqueeze(-1)
 

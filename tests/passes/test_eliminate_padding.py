@@ -25,7 +25,8 @@ FIRES = [
     "cross_entropy_masked", "cross_entropy_of_masked_rows", "bpr", "bce", "sampled_softmax", "last_by_gather",
     "last_by_index", "last_by_negative_index", "last_column", "mean_over_all_places", "mean_over_valid_places",
     "maximum", "attention_pooling", "zeroed_places", "filled_places", "transposed_places", "cumulative",
-    "flattened_rows",
+    "flattened_rows", "attention_pooling_by_einsum", "bce_at_indices", "rows_by_coordinates", "rows_of_the_flattened",
+    "normalised_places", "scored_places", "rows_of_a_transposed_mask",
 ]  # fmt: skip
 DECLINES = ["unmasked_mean", "every_place", "loss_and_every_place"]
 
@@ -42,6 +43,13 @@ def test_what_reads_padded_places_stays_dense_and_right(readout: str) -> None:
     made = bench(TOKENWISE.but(readout=readout), RIGHT[:2], passes=f"canonicalize,{PACK}")
     assert not made.matches(PACK) and made.misses(PACK)
     assert made.operators_after(PACK) == made.operators_before(PACK)
+    made.assert_parity()
+
+
+def test_an_output_whose_padded_rows_differ_by_position_is_computed_densely_and_said() -> None:
+    made = bench(TOKENWISE.but(readout="projected_places_and_positions"), RIGHT, passes=f"canonicalize,{PACK}")
+    made.assert_fires(PACK).assert_misses(PACK, "what the model computes at padded places", "m.norm(x * valid")
+    assert [name.rpartition("_")[0] for name in dense_work(made)] == ["layer_norm"]
     made.assert_parity()
 
 
