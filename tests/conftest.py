@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,17 +28,10 @@ class _Collector(logging.Handler):
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """What gr_compile warns of while a test runs (works under `-p no:logging` too, which is much faster)."""
+    """What gr_compile warns of while a test runs (pytest's own log capture is off: torch logs so much that it doubles the time)."""
     messages: list[str] = []
     handler = _Collector(messages)
     logging.getLogger("gr_compile").addHandler(handler)
     yield messages
     logging.getLogger("gr_compile").removeHandler(handler)
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests named in known_failures.txt specify what is wanted and not there yet: reported as xfail, never hidden."""
-    listed = Path(__file__).with_name("known_failures.txt").read_text().splitlines()
-    for item in items:
-        if item.nodeid in listed:
-            item.add_marker(pytest.mark.xfail(reason="known failure, see tests/known_failures.txt", strict=False))
