@@ -9,7 +9,6 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.layout import TokenLayout
-from gr_compile.analysis.reads import CROSS_ENTROPY
 
 _FLOPS_PER_ACCESS = 16.0  # multiply-adds a core does while it moves one element to or from memory
 _VIEWS = (ops.Reshape, ops.Permute, ops.Expand, ops.Slice, ops.Select, ops.Items, ops.Item)
@@ -24,7 +23,7 @@ def elements_per_place(node: fx.Node, layout: TokenLayout) -> float:
 def work_per_place(node: fx.Node, layout: TokenLayout) -> float:
     """What computing a value costs at one place: its elements, and the multiply-adds of a contraction."""
     kind = ops.kind_of(node)
-    if node.target is CROSS_ENTROPY:
+    if node.target in ops.CLASS_LOSSES:
         return elements_per_place(node.args[0], layout)  # type: ignore[arg-type]
     if isinstance(kind, _VIEWS) or kind is None:
         return 0.0

@@ -36,7 +36,7 @@ from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_rows import PadRows
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, Read, masked_index, read_tuples
+from gr_compile.analysis.reads import PACK, SHAPE_ONLY, Read, masked_index, read_tuples
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
@@ -89,6 +89,7 @@ class DemandAnalysis:
         self.graph_module, self.pull, self.layout, self.places = graph_module, pull, layout, places
         self.packs = dict(packs or {})
         self.regions = {region.node: region for region in regions}
+        self._scores = {node for region in self.regions.values() for node in _scores_of(region)}
         self.output_read = output_read
         self.dense_keys: set[fx.Node] = set()
         self.blocked_keys: dict[fx.Node, str] = {}
@@ -151,7 +152,7 @@ class DemandAnalysis:
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or self.pull.closed(node):
             return False
-        if self.layout.of(node) is not Layout.TOKENS:
+        if self.layout.of(node) is not Layout.TOKENS or node in self._scores:
             return False
         return self._is_query_of(node) or self.layout.is_local(node)
 
@@ -212,7 +213,7 @@ class DemandAnalysis:
     def _read(self, node: fx.Node, user: fx.Node) -> Read:
         if user.op == "output":
             return Read(node, user, self.output_read, "an output")
-        if user.target is CROSS_ENTROPY:
+        if user.target in ops.CLASS_LOSSES:
             return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets", True)
         chosen = masked_index(user)
         if chosen is not None and node is user.args[0]:
@@ -309,9 +310,35 @@ class DemandAnalysis:
         side = self._side(node, region, indices)
         if side == "i" and region.node in self.packed:
             return Read(node, region.node, FALSE, "queries")
-        if side == "j" and region.node not in self.dense_keys:
+        if side == "j" and region.node not in self.dense_keys and not self._hides_keys(node, region):
             return Read(node, region.node, self._direct_keys(region), "keys")
         return Read(node, user, TRUE, "attention")
+
+    def _hides_keys(self, node: fx.Node, region: Region) -> bool:
+        """Whether what the program's support says comes from inside `node`: unpacked, it must then hold at padded keys
+        what it held there, be it a weight of 0 or a masked score. Queries and keys decide nothing."""
+        on_value_side = node in _cone(region.value.node, self._interior | {node})
+        if on_value_side and nonzero(region.value_element) is not TRUE:
+            return True
+        return not on_value_side and node in self._score_path(region) and self._masks(node)
+
+    def _score_path(self, region: Region) -> set[fx.Node]:
+        """What the scores are made of, up to the products of queries and keys."""
+        kind = ops.kind_of(region.node)
+        if isinstance(kind, ops.Contract):
+            roots = [n for n in (kind.left, kind.right) if n is not region.value.node]
+        else:
+            roots = [n for n in (ops.argument(region.node, 3, "attn_mask"),) if n is not None]
+        return set().union(*(_cone(root, None) for root in roots))
+
+    def _masks(self, node: fx.Node) -> bool:
+        """Whether masks take part in the node's value, since the last product or lookup."""
+        return any(
+            self.pull.closed(operand) and self.layout.of(operand) is not Layout.DENSE
+            for part in _cone(node, None)
+            if not isinstance(ops.kind_of(part), (ops.Contract, ops.Lookup))
+            for operand in ops.tensor_operands(part)
+        )
 
     def _side(self, node: fx.Node, region: Region, indices: tuple[Expr, ...]) -> str | None:
         for name, extent in region.extents.items():
@@ -484,3 +511,29 @@ class DemandAnalysis:
             reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
         return Dense(read.node, read.user, f"{read.what} may read every place", "")
+
+
+def _scores_of(region: Region) -> list[fx.Node]:
+    """Values over queries and keys of attention: [B, queries, N] is no value of tokens, it never becomes one."""
+    if region.query is None:
+        return []
+    return [node for node, reads in region.reads.items() if any({"i", "j"} <= _free(indices) for indices in reads)]
+
+
+def _free(indices: tuple[Expr, ...]) -> frozenset[str]:
+    return frozenset().union(*(i.free for i in indices))
+
+
+def _cone(root: fx.Node, among: set[fx.Node] | None) -> set[fx.Node]:
+    """What `root` is computed from, itself included: up to products and lookups, or only among the given nodes."""
+    found: set[fx.Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if among is None and isinstance(ops.kind_of(node), (ops.Contract, ops.Lookup)):
+            continue
+        stack += [n for n in node.all_input_nodes if among is None or n in among]
+    return found

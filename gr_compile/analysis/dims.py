@@ -103,8 +103,10 @@ class DimensionProvenance:
             self._unify(key[-2], values[-2])
             self._align_mask(ops.argument(node, 3, "attn_mask"), (*query[:-1], key[-2]))
             return [*query[:-1], values[-1]]
-        if node.target is torch.ops.aten.cross_entropy_loss.default:
+        if node.target in ops.CLASS_LOSSES:
             self._align_targets(node)
+        if node.target is torch.ops.aten.index.Tensor:
+            self._align_mask_index(node)
         if node.target is torch.ops.gr.pack.default:
             batch, length, tokens = self._places_of(node.args[1], node.args[0].meta["val"].shape, value.shape[0])  # type: ignore[arg-type,union-attr]
             dense = self._dims[node.args[0]]  # type: ignore[index]
@@ -130,6 +132,13 @@ class DimensionProvenance:
         for own, dim in zip(self._dims[mask][::-1], scores[::-1]):
             if own and self._size(own) == self._size(dim):
                 self._unify(dim, own)
+
+    def _align_mask_index(self, node: fx.Node) -> None:
+        """x[mask]: the mask has the first dimensions of x."""
+        given: Any = node.args[1]
+        if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].meta["val"].dtype == torch.bool:
+            for a, b in zip(self._dims[node.args[0]], self._dims[given[0]]):  # type: ignore[index]
+                self._unify(a, b)
 
     def _align_targets(self, node: fx.Node) -> None:
         """Classes are dimension 1 of logits; all others run with the targets'."""

@@ -122,7 +122,19 @@ class TokenLayout:
                 if self.has_place(dim) and label not in kind.out_labels:
                     return False
         layouts = {self.of(operand) for operand, _ in sides}
-        return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE}
+        if Layout.SEQUENCE in layouts and not self._one_row_a_sequence(kind):
+            return False
+        return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE, Layout.SEQUENCE}
+
+    def _one_row_a_sequence(self, kind: ops.Contract) -> bool:
+        """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries."""
+        sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+        table = {label: dim for operand, labels in sides for label, dim in zip(labels, self.dims.of(operand)) if dim}
+        for operand, labels in sides:
+            if self.of(operand) is Layout.SEQUENCE:
+                kept = [label for label in labels if label in kind.out_labels and label in table]
+                return len(kept) == 1 and kind.bias is None
+        return False
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:
         return self.of(kind.table) is Layout.DENSE and self.of(kind.index) is Layout.TOKENS

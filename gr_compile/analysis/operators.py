@@ -164,6 +164,13 @@ _EXTRA_POINTWISE = {
     aten.__or__.Tensor, aten.__or__.Scalar, aten.__xor__.Tensor, aten.__xor__.Scalar,
 }  # fmt: skip
 _NOT_POINTWISE = {aten.fill.Tensor}
+CLASS_LOSSES = frozenset({aten.cross_entropy_loss.default, aten.nll_loss_nd.default})
+"""(logits, target, weight, reduction, ignore_index): rows whose target is ignore_index are not read."""
+_REDUCTION_AT = {
+    aten.binary_cross_entropy_with_logits.default: 4, aten.binary_cross_entropy.default: 3, aten.mse_loss.default: 2,
+    aten.l1_loss.default: 2, aten.smooth_l1_loss.default: 2, aten.huber_loss.default: 2,
+    aten.soft_margin_loss.default: 2,
+}  # fmt: skip
 _VIEWS = {
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.view_as.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
@@ -322,6 +329,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(size_expr(a) == size_expr(b))
 
 
+def _loss(node: fx.Node) -> Kind | None:
+    """A loss of elements is pointwise where nothing sums it up."""
+    position = _REDUCTION_AT[node.target]  # type: ignore[index]
+    return Pointwise() if argument(node, position, "reduction", 1) == 0 else None
+
+
 def _concatenate(node: fx.Node) -> Kind:
     sources = tuple(node.args[0])  # type: ignore[arg-type]
     return Concatenate(sources, int(argument(node, 1, "dim", 0)) % rank(node))
@@ -384,7 +397,8 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.embedding.default: _source(Lookup, 0, 1),
     aten.index.Tensor: _index,
     aten.gather.default: _gather,
-    aten.cross_entropy_loss.default: _row_loss,
+    **dict.fromkeys(CLASS_LOSSES, _row_loss),
+    **dict.fromkeys(_REDUCTION_AT, _loss),
     aten.cat.default: _concatenate,
     aten.concat.default: _concatenate,
     aten.stack.default: _stack,

@@ -96,8 +96,7 @@ class PadValues:
             element = self.pull.element(node, self.places.of(node))
         except Blocked:
             return UNKNOWN
-        support = nonzero(element)
-        return Pad(support, 0.0) if support.free <= {"b", "n"} and support is not TRUE else UNKNOWN
+        return _pad_of(element)
 
     def _pointwise(self, node: fx.Node, kind: ops.Pointwise) -> Pad:
         if node.target in _PRODUCTS:
@@ -135,10 +134,7 @@ class PadValues:
             element = self.pull.broadcast(operand, node, self.places.of(node))
         except Blocked:
             return UNKNOWN
-        if element.op == "const":
-            return Pad(FALSE, float(element.args[0]))
-        support = nonzero(element)
-        return Pad(support, 0.0) if support is not TRUE and support.free <= {"b", "n"} else UNKNOWN
+        return _pad_of(element)
 
     def _where(self, node: fx.Node, condition: Any, yes: Any, no: Any) -> Pad:
         choice = self.condition(condition, node)
@@ -218,3 +214,11 @@ class PadValues:
         return Pad(or_(*(pad.support for pad in pads)), pads[0].fill)
 
     _stack = _concatenate
+
+
+def _pad_of(element: Expr) -> Pad:
+    """The pad value of a closed value, from what it is at (b, n)."""
+    if element.op == "const":
+        return Pad(FALSE, float(element.args[0]))
+    support = nonzero(element)
+    return Pad(support, 0.0) if support is not TRUE and support.free <= {"b", "n"} else UNKNOWN

@@ -16,7 +16,6 @@ from gr_compile.analysis.operators import Reshape, argument, kind_of
 
 aten = torch.ops.aten
 SHAPE_ONLY = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
-CROSS_ENTROPY = aten.cross_entropy_loss.default
 PACK = torch.ops.gr.pack.default
 
 

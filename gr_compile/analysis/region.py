@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.contraction import extents, operand_indices
@@ -121,7 +122,7 @@ class RegionFinder:
         if features_over and features_over in (self._label_dim(kind, key), self._label_dim(kind, row)):
             return None  # "V", or the product, is itself a value over pairs of places
         shared = [c for c in kind.out_labels if c not in (row, feature)]
-        if not shared:
+        if not shared or self._is_over_packed_tokens(kind, (row, key)):
             return None
         sizes = extents(self.pull, kind)
         self.pull.forget(PAIR)
@@ -133,6 +134,8 @@ class RegionFinder:
         try:
             p_element = self.pull.element(p_node, operand_indices(self.pull, p_node, p_labels, places, sizes))
             if not _relates_pairs(p_element):
+                return None
+            if _is_plain_product(p_element) and self._label_dim(kind, row) != self._label_dim(kind, key):
                 return None
             v_places = operand_indices(self.pull, v_node, v_labels, places, sizes)
             v_element = self.pull.element(v_node, v_places)
@@ -169,6 +172,10 @@ class RegionFinder:
                     return dim
                 found = found or dim
         return found
+
+    def _is_over_packed_tokens(self, kind: ops.Contract, labels: tuple[str, str]) -> bool:
+        """Packed tokens of all sequences are no queries: this is a token-wise product, by an expert or a head."""
+        return any(free_unbacked_symbols(atom.size) for label in labels for atom in self._label_dim(kind, label))
 
     def _atom(self, kind: ops.Contract, label: str) -> Atom | None:
         dim = self._label_dim(kind, label)
@@ -369,6 +376,14 @@ def _split_softmax(element: Expr) -> tuple[Expr, Expr | None, bool]:
 def _relates_pairs(element: Expr) -> bool:
     """Does the expression relate i and j other than as one table read at (i, j)?"""
     return any(_relates(part) for part in walk(element))
+
+
+def _is_plain_product(element: Expr) -> bool:
+    """q kᵀ, scaled and shifted by query or by key: a chain of products, as in linear attention, no attention map."""
+    if element.op == "dot" or not {"i", "j"} <= element.free:
+        return True
+    sides = [a for a in element.args if isinstance(a, Expr)]
+    return element.op in ("add", "sub", "mul", "div", "neg", "cast") and all(map(_is_plain_product, sides))
 
 
 def _relates(part: Expr) -> bool:

@@ -12,13 +12,13 @@ from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import TRUE, Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
-from gr_compile.analysis.reads import CROSS_ENTROPY, PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
+from gr_compile.analysis.reads import PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import RowPacker, typed
 
 aten = torch.ops.aten
-_SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default}
+SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default}
 
 
 class Exits:
@@ -49,15 +49,15 @@ class Exits:
         if user.target in SHAPE_ONLY:
             return self._size(user)
         with self.editor.at(like=user):
-            if user.target in _SUMS:
+            if user.target in SUMS:
                 return self._sum(node, user)
             if not self.demand.rows_are_kept(node, user):
                 return None
-            if user.target is CROSS_ENTROPY:
+            if user.target in ops.CLASS_LOSSES:
                 return self._loss(user)
             chosen = masked_index(user)
             if chosen is not None and self.layout.of(chosen.mask) is Layout.TOKENS:
-                return self._select_by_mask(node, chosen)
+                return self._select_by_mask(node, user, chosen)
             if user.target in VIEW_RULES:
                 return self._row(node, user)
         return None
@@ -93,7 +93,7 @@ class Exits:
         if len(rest) != 1 or self.layout.rest(target):  # type: ignore[arg-type]
             return None
         args = [self.packer.packed(logits), self.packer.packed(target), *user.args[2:]]  # type: ignore[arg-type]
-        made: fx.Node = self.editor.call(CROSS_ENTROPY, *args, **user.kwargs)
+        made: fx.Node = self.editor.call(user.target, *args, **user.kwargs)  # type: ignore[arg-type]
         return made
 
     def _sum(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
@@ -139,7 +139,7 @@ class Exits:
             result = self.editor.call(aten.div.Tensor, result, self.editor.symbol_of(count))
         return result
 
-    def _select_by_mask(self, node: fx.Node, chosen: MaskedIndex) -> fx.Node | None:
+    def _select_by_mask(self, node: fx.Node, user: fx.Node, chosen: MaskedIndex) -> fx.Node | None:
         order = [atom for dim in self.layout.dims.of(chosen.mask) for atom in dim]
         if order != [self.layout.batch, self.layout.sequence]:
             return None
@@ -147,6 +147,7 @@ class Exits:
             rows = self.editor.call(aten.index_select.default, self._row_numbers(), 0, self._flat(chosen.coordinates))
         else:
             places = self.editor.call(aten.nonzero.default, self.packer.packed(chosen.mask))
+            self.editor.same_count(places, user)
             rows = self.editor.call(aten.reshape.default, places, [-1])
         made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
         return made

@@ -240,6 +240,9 @@ class Packer:
         if self.layout.of(operand) is Layout.TOKENS:
             rest = [labels[position] for position, _ in self.layout.rest(operand)]
             return self.packed(operand), "t" + "".join(rest)
+        if self.layout.of(operand) is Layout.SEQUENCE:
+            rest = [labels[position] for position, _ in self.layout.rest(operand)]
+            return self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)), "t" + "".join(rest)
         kept = [k for k, c in enumerate(labels) if c in out or c in summed]
         value = operand
         for k in reversed([k for k in range(len(labels)) if k not in kept]):

@@ -16,9 +16,9 @@ from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import TRUE, Expr
 from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout, is_floating
-from gr_compile.analysis.operators import Along, Contract, Lookup, RowLoss, Slice, kind_of
+from gr_compile.analysis.operators import CLASS_LOSSES, Along, Contract, Lookup, RowLoss, Slice, kind_of
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.reads import CROSS_ENTROPY
+from gr_compile.analysis.reads import Read
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.passes.eliminate_padding.convolutions import spell_convolutions_as_linear
@@ -29,7 +29,7 @@ from gr_compile.passes.eliminate_padding.declared import (
     unread_declarations,
 )
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
-from gr_compile.passes.eliminate_padding.exits import Exits
+from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import typed
 from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
@@ -130,7 +130,7 @@ def has_token_work(graph_module: fx.GraphModule, layout: TokenLayout) -> bool:
 
 
 def _is_loss_over(node: fx.Node, layout: TokenLayout) -> bool:
-    logits = node.args[0] if node.target is CROSS_ENTROPY else None
+    logits = node.args[0] if node.target in CLASS_LOSSES else None
     return isinstance(logits, fx.Node) and layout.of(logits) is Layout.TOKENS
 
 
@@ -195,8 +195,8 @@ class _Attempt:
     def _unprofitable(self, context: PassContext, options: EliminatePadding) -> Miss | None:
         packed, reads = self.demand.packed, self.demand.reads
         fused = self._fused_regions(context)
-        exits = {read.node for read in reads if not read.rows and read.user not in fused}
-        losses = {read.user for read in reads if read.user.target is CROSS_ENTROPY}
+        exits = {read.node for read in reads if not read.rows and read.user not in fused and not self._is_sum(read)}
+        losses = {read.user for read in reads if read.user.target in CLASS_LOSSES}
         entries = {
             operand for node in packed for operand in node.all_input_nodes
             if operand not in packed and self.layout.of(operand) is Layout.TOKENS
@@ -214,6 +214,10 @@ class _Attempt:
             self.witness,
             hint=f"eliminate-padding{{min-saving={math.floor(100 * share) / 100:.2f}}} packs it all the same",
         )
+
+    def _is_sum(self, read: Read) -> bool:
+        """A sum of what is 0 at padded places needs no unpacking."""
+        return read.user.target in SUMS and self.demand.pads.of(read.node).fill == 0
 
     def _fused_regions(self, context: PassContext) -> set[fx.Node]:
         """Attention that a later pass runs on packed tokens: nothing is unpacked for it."""

@@ -143,12 +143,14 @@ def _read_of(node: fx.Node, region: Region, feature: Expr, place: str) -> Indice
 
 
 def _separable(base: Base, sizes: tuple[Expr, ...], feature: Expr, place: str, one_sequence: bool) -> bool:
-    """One dimension each for the sequence, the place and the feature; a size of 1 may stand for the sequence."""
+    """One dimension each for the place, the feature and the sequence. No dimension stands for the sequence where all
+    share the operand (learned queries), or where there is one sequence."""
     special, indices = [index("b"), index(place), feature], base.indices
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
         return False
     unit = one_sequence and any(size is const(1) and i.op == "const" for size, i in zip(sizes, indices))
-    if sum(i is index("b") for i in indices) != 1 and not unit:
+    shared = not any("b" in i.free for i in indices)
+    if sum(i is index("b") for i in indices) != 1 and not unit and not shared:
         return False
     names = {"b", place, feature.args[0]}
     return all(any(i is s for s in special) or not i.free & names for i in indices)
@@ -172,19 +174,31 @@ class OperandBuilder:
         place_dim = next(d for d, i in enumerate(indices) if i is index(place))
         feature_dim = next(d for d, i in enumerate(indices) if i is feature)
         if batch_dim is None:
-            batch_dim = next(d for d, i in enumerate(indices) if i.op == "const" and sizes[d] is const(1))
+            batch_dim = next((d for d, i in enumerate(indices) if i.op == "const" and sizes[d] is const(1)), None)
         heads = [d for d in range(len(indices)) if d not in (batch_dim, place_dim, feature_dim)]
         head, count = const(0), const(1)
         for d in heads:
             head, count = add(mul(head, sizes[d]), indices[d]), mul(count, sizes[d])
         extents = [self._size(size) for size in sizes]
-        values = self._rows(base, extents, [batch_dim, place_dim, *heads, feature_dim], side)
+        order = [place_dim, *heads, feature_dim]
+        if batch_dim is None:
+            values = self._shared_rows(base, extents, order, side)
+        else:
+            values = self._rows(base, extents, [batch_dim, *order], side)
         shape = [-1, self._product([extents[d] for d in heads]), extents[feature_dim]]
         made: fx.Node = self.editor.call(aten.reshape.default, values, shape)
         return made, head
 
     def _size(self, extent: Expr) -> Any:
         return PlaceEmitter(self.editor, self.pull, {}, torch.device("cpu"))(extent)
+
+    def _shared_rows(self, base: Base, extents: list[Any], order: list[int], side: Side) -> fx.Node:
+        """[T, *heads, features] of an operand that all sequences share: its row at each position."""
+        dense = base.node if base.sizes is None else self.editor.call(aten.reshape.default, base.node, extents)
+        if order != list(range(len(order))):
+            dense = self.editor.call(aten.permute.default, dense, order)
+        made: fx.Node = self.editor.call(aten.index_select.default, dense, 0, side.positions)
+        return made
 
     def _rows(self, base: Base, extents: list[Any], order: list[int], side: Side) -> fx.Node:
         """[T, *heads, features]: the packed values themselves where the base is their unpacking."""

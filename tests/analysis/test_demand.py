@@ -114,7 +114,7 @@ def test_the_places_that_are_kept(case: str) -> None:
 
 
 DENSE: dict[str, tuple[Any, str]] = {
-    "an output of every place": (lambda m, x, ids, lengths: m.linear(x), "an output holds"),
+    "an output of every place": (lambda m, x, ids, lengths: m.linear(x) + torch.arange(x.shape[1])[:, None], "an output holds"),
     "an unmasked mean": (lambda m, x, ids, lengths: m.linear(x).mean(1), "may read every place"),
     "a cumulative sum": (lambda m, x, ids, lengths: loss(m, m.linear(x).cumsum(1), ids), "may read every place"),
     "a convolution": (lambda m, x, ids, lengths: loss(m, m.convolution(m.linear(x).mT).mT, ids), "may read every place"),

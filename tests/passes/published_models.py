@@ -385,7 +385,7 @@ class SASRecBPR(nn.Module):
         )
         self.last_norm = nn.LayerNorm(dim, eps=1e-8)
 
-    def forward(self, seq: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    def log2feats(self, seq: Tensor) -> Tensor:
         n = seq.shape[1]
         x = self.items(seq) * self.items.embedding_dim**0.5
         x = x + self.positions(torch.arange(1, n + 1) * (seq != 0))
@@ -399,12 +399,38 @@ class SASRecBPR(nn.Module):
             x = torch.transpose(queries + outputs, 0, 1)
             x = forward_norm(x)
             x = x + feed(x)
-        x = self.last_norm(x)
+        return self.last_norm(x)
+
+    def forward(self, seq: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        x = self.log2feats(seq)
         pos_scores = (x * self.items(pos)).sum(-1)
         neg_scores = (x.unsqueeze(2) * self.items(neg)).sum(-1)
         is_target = (pos > 0).to(x.dtype)
         losses = -F.logsigmoid(pos_scores.unsqueeze(-1) - neg_scores).mean(-1)
         return (losses * is_target).sum() / is_target.sum()
+
+
+class SASRecBCE(SASRecBPR):
+    """SASRec with one negative a place; both losses read `logits[pos > 0]`.
+
+    Peculiar: a boolean index whose result, and `ones_like` of it, have a size that depends on the data.
+    """
+
+    def forward(self, seq: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        x = self.log2feats(seq)
+        pos_logits = (x * self.items(pos)).sum(-1)[pos > 0]
+        neg_logits = (x * self.items(neg)).sum(-1)[pos > 0]
+        loss = F.binary_cross_entropy_with_logits(pos_logits, torch.ones_like(pos_logits))
+        return loss + F.binary_cross_entropy_with_logits(neg_logits, torch.zeros_like(neg_logits))
+
+
+class SASRecNLL(SASRecBPR):
+    """SASRec over all items; `nll_loss` of a `log_softmax`, padding ignored by its index."""
+
+    def forward(self, seq: Tensor, pos: Tensor) -> Tensor:
+        logits = self.log2feats(seq) @ self.items.weight.T
+        log_probabilities = F.log_softmax(logits, dim=-1)
+        return F.nll_loss(log_probabilities.flatten(0, 1), pos.flatten(), ignore_index=0)
 
 
 class GSASRec(nn.Module):
@@ -657,7 +683,7 @@ class STOSA(nn.Module):
         mean = self.mean_norm(mean + weights @ mean_v)
         cov = self.cov_norm(cov + (weights**2) @ cov_v)
         logits = mean @ self.means.weight.T + F.elu(cov) @ (F.elu(self.covariances.weight) + 1).T
-        return F.nll_loss(F.log_softmax(logits, dim=-1).flatten(0, 1), labels.flatten(), ignore_index=0)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0)
 
 
 class FMLPRec(nn.Module):

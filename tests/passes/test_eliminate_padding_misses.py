@@ -42,7 +42,8 @@ def loss(m: Model, x: Tensor, targets: Tensor) -> Tensor:
 
 
 def undeclared_outputs(m: Model, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-    return m.key(x)
+    places = torch.arange(x.shape[1]).unsqueeze(-1)
+    return m.key(x) + places
 
 
 def batch_norm(m: Model, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
