@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.layout import is_floating
@@ -182,6 +183,18 @@ def _view(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     return None
 
 
+def _full(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """ones_like(x) -> full(sizes of x): it reads nothing of x."""
+    value = node.meta["val"]
+    if any(free_unbacked_symbols(size) for size in value.shape) or value.layout is not torch.strided:
+        return None
+    fill = _LIKE[node.target] if node.target in _LIKE else node.args[1]
+    if isinstance(fill, fx.Node):
+        return None
+    sizes = [editor.symbol_of(size) for size in value.shape]
+    return editor.call(aten.full.default, sizes, fill, dtype=value.dtype, device=value.device)
+
+
 def _addmm(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     """addmm(bias, x, t(W)) -> linear(x, W, bias)."""
     kind = ops.kind_of(node)
@@ -218,11 +231,14 @@ def _reshaped(value: fx.Node, sizes: list[Any], editor: GraphEditor) -> fx.Node:
     return made
 
 
+_LIKE = {aten.zeros_like.default: 0, aten.ones_like.default: 1}
 _RULES: dict[Any, Callable[[fx.Node, GraphEditor], fx.Node | None]] = {
     aten.masked_fill.Scalar: _masked_fill,
     aten._unsafe_view.default: _view,
     aten.view.default: _view,
     aten.addmm.default: _addmm,
+    aten.full_like.default: _full,
+    **dict.fromkeys(_LIKE, _full),
     aten.cat.default: _joined_parts,
     aten.stack.default: _joined_parts,
 }

@@ -91,6 +91,8 @@ CASES = {
     "parts of two tensors stay": (
         lambda x: torch.cat([x[:, :2], (x + 1)[:, 2:]], 1) * 2, ["slice.Tensor", "add.Tensor", "slice.Tensor", "cat.default", "mul.Tensor"],
     ),
+    "ones of the shape of a value": (lambda x: torch.ones_like(x.exp()) * 2, ["full.default", "mul.Tensor"]),
+    "a fill of the shape of a value": (lambda x: torch.full_like(x.exp(), 0.5, dtype=torch.int64) * 2, ["full.default", "mul.Tensor"]),
     "negative zero is another constant": (lambda x: (x * 0.0) / (x * -0.0), ["mul.Tensor", "mul.Tensor", "div.Tensor"]),
 }  # fmt: skip
 
