@@ -15,15 +15,13 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
-from gr_compile.analysis.element import Blocked, Elements
-from gr_compile.analysis.element_views import VIEW_RULES
+from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import (
     FALSE,
     TRUE,
     Expr,
     and_,
     compare,
-    const,
     index,
     load,
     not_,
@@ -36,8 +34,9 @@ from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_rows import PadRows
 from gr_compile.analysis.pad_value import Pad, PadValues
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.reads import PACK, SHAPE_ONLY, Read, masked_index, read_tuples
+from gr_compile.analysis.reads import SHAPE_ONLY, Read, Readers
 from gr_compile.analysis.region import Region
+from gr_compile.analysis.region_masks import MasksInside, scores_of
 from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
 
@@ -87,10 +86,8 @@ class DemandAnalysis:
         regions: Iterable[Region], output_read: Expr, packs: Mapping[fx.Node, fx.Node] | None = None,
     ) -> None:  # fmt: skip
         self.graph_module, self.pull, self.layout, self.places = graph_module, pull, layout, places
-        self.packs = dict(packs or {})
         self.regions = {region.node: region for region in regions}
-        self._scores = {node for region in self.regions.values() for node in _scores_of(region)}
-        self.output_read = output_read
+        self._scores = {node for region in self.regions.values() for node in scores_of(region)}
         self.dense_keys: set[fx.Node] = set()
         self.blocked_keys: dict[fx.Node, str] = {}
         self.fixed: dict[str, tuple[str, Expr]] = {}
@@ -98,6 +95,8 @@ class DemandAnalysis:
         self.kept = KeptPlaces()
         self.pads = PadValues(pull, layout, places, self._region_pads(), self._sequences_without)
         self.rows = PadRows(layout, self.pads)
+        self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {})
+        self._masks = MasksInside(pull, layout)
         self.packed: set[fx.Node] = set()
         self.reads: list[Read] = []
 
@@ -198,7 +197,7 @@ class DemandAnalysis:
             if user in self._interior or user in self.regions:
                 found += self._region_reads(node, user)
             else:
-                found.append(self._read(node, user))
+                found.append(self.readers.read(node, user))
         return found
 
     def is_exit(self, user: fx.Node) -> bool:
@@ -209,83 +208,6 @@ class DemandAnalysis:
         """An operator with several outputs, all of which are packed."""
         several = isinstance(user.meta.get("val"), (tuple, list))
         return several and bool(user.users) and all(item in self.packed for item in user.users)
-
-    def _read(self, node: fx.Node, user: fx.Node) -> Read:
-        if user.op == "output":
-            return Read(node, user, self.output_read, "an output")
-        if user.target in ops.CLASS_LOSSES:
-            return Read(node, user, self._loss_read(node, user), "a loss that ignores some targets", True)
-        chosen = masked_index(user)
-        if chosen is not None and node is user.args[0]:
-            return Read(node, user, self._mask_read(node, chosen.mask), "an index by a mask", True)
-        kind = ops.kind_of(user)
-        if isinstance(kind, ops.Contract):
-            return Read(node, user, self._contracted_read(node, kind), f"{user.target}")
-        if user.target in VIEW_RULES:
-            return Read(node, user, self._indexed_read(node, user), f"{user.target}", True)
-        return Read(node, user, TRUE, f"{user.target}")
-
-    def _loss_read(self, node: fx.Node, user: fx.Node) -> Expr:
-        """Cross entropy reads the rows whose target is not ignore_index."""
-        target = user.args[1]
-        if node is not user.args[0] or not isinstance(target, fx.Node) or target.meta["val"].dtype.is_floating_point:
-            return TRUE
-        if self.layout.of(target) is not Layout.TOKENS or ops.argument(user, 3, "reduction", 1) == 0:
-            return TRUE
-        try:
-            element = self.pull.element(target, self.places.of(target))
-        except Blocked:
-            return TRUE
-        return compare("ne", element, const(int(ops.argument(user, 4, "ignore_index", -100))), self.pull.ranges)
-
-    def _contracted_read(self, node: fx.Node, kind: ops.Contract) -> Expr:
-        """A sum over places of products with weights reads the places where the weights are not 0."""
-        sides = [(kind.left, kind.left_labels), (kind.right, kind.right_labels)]
-        if kind.left is kind.right or kind.bias is not None:
-            return TRUE
-        (_, labels), (weights, other) = sides if node is kind.left else sides[::-1]
-        own, theirs = (dict(zip(self.layout.dims.of(n), lab)) for n, lab in ((node, labels), (weights, other)))
-        shared = [(self.layout.batch,), (self.layout.sequence,)]
-        if self.layout.of(weights) is not Layout.TOKENS or any(own.get(d) != theirs.get(d) for d in shared):
-            return TRUE
-        pad = self.pads.of(weights)
-        return pad.support if pad.fill == 0 and None not in map(own.get, shared) else TRUE
-
-    def _indexed_read(self, node: fx.Node, user: fx.Node) -> Expr:
-        """The places that a gather, an index, a slice or a select reads, whatever its other indices are."""
-        tuples = read_tuples(self.pull, node, user)
-        if tuples is None:
-            return TRUE
-        wanted = self._packed_from(user)
-        sets = []
-        for indices in tuples:
-            batch, sequence = self.places.read_at(node, indices)
-            if batch is None or sequence is None or batch.op != "index":
-                return TRUE
-            at = and_(compare("eq", index("n"), sequence, self.pull.ranges), wanted)
-            at = substitute(at, {batch: index("b")})
-            sets.append(project(self.pull.ranges, at, frozenset({"b", "n"})))
-        return or_(*sets)
-
-    def _packed_from(self, user: fx.Node) -> Expr:
-        """Which elements (o0, o1) of `user` are read, where only packing by known places reads it: a sequence cut
-        short by a slice has places of its own, and those that nobody keeps are not read."""
-        masks = [self.packs.get(p.args[1]) if p.target is PACK else None for p in user.users]  # type: ignore[arg-type]
-        if not masks or None in masks:
-            return TRUE
-        return or_(*(self.pull.element(mask, (index("o0"), index("o1"))) for mask in masks))
-
-    def _mask_read(self, node: fx.Node, mask: fx.Node) -> Expr:
-        if self.layout.of(mask) is not Layout.TOKENS or not self._leads(mask, node):
-            return TRUE
-        try:
-            return self.pull.element(mask, self.places.of(mask))
-        except Blocked:
-            return TRUE
-
-    def _leads(self, mask: fx.Node, node: fx.Node) -> bool:
-        """The mask's dimensions are the first ones of the node."""
-        return self.layout.dims.of(node)[: ops.rank(mask)] == self.layout.dims.of(mask)
 
     # -------------------------------------------------------------------------------------------- regions
     def _find_interior(self) -> set[fx.Node]:
@@ -310,35 +232,9 @@ class DemandAnalysis:
         side = self._side(node, region, indices)
         if side == "i" and region.node in self.packed:
             return Read(node, region.node, FALSE, "queries")
-        if side == "j" and region.node not in self.dense_keys and not self._hides_keys(node, region):
+        if side == "j" and region.node not in self.dense_keys and not self._masks.inside(node, region, self._interior):
             return Read(node, region.node, self._direct_keys(region), "keys")
         return Read(node, user, TRUE, "attention")
-
-    def _hides_keys(self, node: fx.Node, region: Region) -> bool:
-        """Whether what the program's support says comes from inside `node`: unpacked, it must then hold at padded keys
-        what it held there, be it a weight of 0 or a masked score. Queries and keys decide nothing."""
-        on_value_side = node in _cone(region.value.node, self._interior | {node})
-        if on_value_side and nonzero(region.value_element) is not TRUE:
-            return True
-        return not on_value_side and node in self._score_path(region) and self._masks(node)
-
-    def _score_path(self, region: Region) -> set[fx.Node]:
-        """What the scores are made of, up to the products of queries and keys."""
-        kind = ops.kind_of(region.node)
-        if isinstance(kind, ops.Contract):
-            roots = [n for n in (kind.left, kind.right) if n is not region.value.node]
-        else:
-            roots = [n for n in (ops.argument(region.node, 3, "attn_mask"),) if n is not None]
-        return set().union(*(_cone(root, None) for root in roots))
-
-    def _masks(self, node: fx.Node) -> bool:
-        """Whether masks take part in the node's value, since the last product or lookup."""
-        return any(
-            self.pull.closed(operand) and self.layout.of(operand) is not Layout.DENSE
-            for part in _cone(node, None)
-            if not isinstance(ops.kind_of(part), (ops.Contract, ops.Lookup))
-            for operand in ops.tensor_operands(part)
-        )
 
     def _side(self, node: fx.Node, region: Region, indices: tuple[Expr, ...]) -> str | None:
         for name, extent in region.extents.items():
@@ -512,28 +408,3 @@ class DemandAnalysis:
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
         return Dense(read.node, read.user, f"{read.what} may read every place", "")
 
-
-def _scores_of(region: Region) -> list[fx.Node]:
-    """Values over queries and keys of attention: [B, queries, N] is no value of tokens, it never becomes one."""
-    if region.query is None:
-        return []
-    return [node for node, reads in region.reads.items() if any({"i", "j"} <= _free(indices) for indices in reads)]
-
-
-def _free(indices: tuple[Expr, ...]) -> frozenset[str]:
-    return frozenset().union(*(i.free for i in indices))
-
-
-def _cone(root: fx.Node, among: set[fx.Node] | None) -> set[fx.Node]:
-    """What `root` is computed from, itself included: up to products and lookups, or only among the given nodes."""
-    found: set[fx.Node] = set()
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if among is None and isinstance(ops.kind_of(node), (ops.Contract, ops.Lookup)):
-            continue
-        stack += [n for n in node.all_input_nodes if among is None or n in among]
-    return found

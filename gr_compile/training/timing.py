@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,11 @@ class Speed:
     peak_flops: float
     mfu: float
     warm_up_seconds: float
+
+    def against(self, peak_flops: float) -> Speed:
+        """The same with another peak: runs that are compared share one."""
+        mfu = self.useful_flops_per_second / peak_flops if peak_flops else 0.0
+        return replace(self, peak_flops=peak_flops, mfu=mfu)
 
 
 class StepClock:

@@ -39,11 +39,13 @@ class Base:
     """The earliest value of which an operand is only a view, and what each of its dimensions is read at.
 
     `sizes`: of the dimensions, where those of the node are split first (B * H into B and H); else None.
+    `unit`: the dimension of size 1 that stands for the only sequence there is, if one does.
     """
 
     node: fx.Node
     indices: Indices
     sizes: tuple[Expr, ...] | None
+    unit: int | None = None
 
 
 def base_of(operand: Operand, region: Region, place: str, pull: Elements) -> Base:
@@ -97,8 +99,11 @@ def _separated(
             return None
         split += [digit for digit, _ in digits]
         sizes += [extent for _, extent in digits]
-    base = Base(node, tuple(split), tuple(sizes) if len(split) > len(indices) else None)
-    return base if _separable(base, tuple(sizes), feature, place, one_sequence) else None
+    unit = None
+    if one_sequence:
+        unit = next((d for d, at in enumerate(split) if at.op == "const" and sizes[d] is const(1)), None)
+    base = Base(node, tuple(split), tuple(sizes) if len(split) > len(indices) else None, unit)
+    return base if _separable(base, feature, place) else None
 
 
 def _digits(at: Expr, size: Expr, ranges: Ranges) -> list[tuple[Expr, Expr]] | None:
@@ -142,15 +147,13 @@ def _read_of(node: fx.Node, region: Region, feature: Expr, place: str) -> Indice
     return None
 
 
-def _separable(base: Base, sizes: tuple[Expr, ...], feature: Expr, place: str, one_sequence: bool) -> bool:
+def _separable(base: Base, feature: Expr, place: str) -> bool:
     """One dimension each for the place, the feature and the sequence. No dimension stands for the sequence where all
     share the operand (learned queries), or where there is one sequence."""
     special, indices = [index("b"), index(place), feature], base.indices
     if sum(i is feature for i in indices) != 1 or sum(i is index(place) for i in indices) != 1:
         return False
-    unit = one_sequence and any(size is const(1) and i.op == "const" for size, i in zip(sizes, indices))
-    shared = not any("b" in i.free for i in indices)
-    if sum(i is index("b") for i in indices) != 1 and not unit and not shared:
+    if sum(i is index("b") for i in indices) != 1 and any("b" in i.free for i in indices):
         return False
     names = {"b", place, feature.args[0]}
     return all(any(i is s for s in special) or not i.free & names for i in indices)
@@ -170,11 +173,9 @@ class OperandBuilder:
         """(the operand, its head as an expression over the region's head indices)."""
         node, indices = base.node, base.indices
         sizes = base.sizes or self.pull.shape(node)
-        batch_dim = next((d for d, i in enumerate(indices) if i is index("b")), None)
+        batch_dim = next((d for d, i in enumerate(indices) if i is index("b")), base.unit)
         place_dim = next(d for d, i in enumerate(indices) if i is index(place))
         feature_dim = next(d for d, i in enumerate(indices) if i is feature)
-        if batch_dim is None:
-            batch_dim = next((d for d, i in enumerate(indices) if i.op == "const" and sizes[d] is const(1)), None)
         heads = [d for d in range(len(indices)) if d not in (batch_dim, place_dim, feature_dim)]
         head, count = const(0), const(1)
         for d in heads:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +57,14 @@ def test_the_comparison_is_of_the_worst_epoch_and_of_whole_lists():
     assert found["hit_rate_difference"] == pytest.approx(0.01)
     assert found["same_top_items"] == pytest.approx(2 / 3)
     assert found["speedup"] == pytest.approx(4.0)
+
+
+def test_runs_that_are_compared_share_one_peak():
+    made = {kind: variant(kind, 4.0, 0.2, 0.4, []) for kind in ("eager", "optimized")}
+    slow = made["optimized"].result
+    made["optimized"] = replace(made["optimized"], result=replace(slow, speed=slow.speed.against(2e10)))
+    shared = demo.with_one_peak(made)
+    assert [run.result.speed.mfu for run in shared.values()] == [0.05, 0.05]
 
 
 def test_a_variant_that_fails_is_named(tmp_path):
