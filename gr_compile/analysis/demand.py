@@ -407,4 +407,3 @@ class DemandAnalysis:
             reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
         return Dense(read.node, read.user, f"{read.what} may read every place", "")
-

@@ -205,10 +205,7 @@ class Exits:
         }
         emit = PlaceEmitter(self.editor, self.demand.pull, {}, flat.meta["val"].device, places)
         at = emit.tensor(substitute(sequence, {index(name): load(name, (), "i") for name in places}))
-        start = self.editor.call(aten.mul.Tensor, places["o0"], self.packer.index.length)
-        rows = self.editor.call(
-            aten.index_select.default, self._row_numbers(), 0, self.editor.call(aten.add.Tensor, start, at)
-        )
+        rows = self.editor.call(aten.index_select.default, self._row_numbers(), 0, self._flat((places["o0"], at)))
         made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
         return made
 

@@ -17,8 +17,7 @@ from gr_compile.analysis.operators import Permute, Reshape, kind_of
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.score_program import ScoreProgram
-from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
-from gr_compile.passes.fuse_jagged_attention.sides import OperandBuilder, Side, base_of
+from gr_compile.passes.fuse_jagged_attention.sides import OperandBuilder, Side, base_of, size_node
 from gr_compile.passes.ragged import RAGGED_FACT, Ragged, raggednesses
 from gr_compile.pipeline import PassContext
 
@@ -150,7 +149,7 @@ class _Fuser:
         return self.editor.call(operator.add, batch, 1) if isinstance(batch, fx.Node) else batch + 1
 
     def _size(self, extent: Expr) -> Any:
-        return PlaceEmitter(self.editor, self.pull, {}, torch.device("cpu"))(extent)
+        return size_node(extent, self.editor, self.pull)
 
     def _operator(self, query_side: Side, key_side: Side) -> fx.Node:
         region, editor = self.region, self.editor

@@ -163,6 +163,11 @@ def _numel(node: fx.Node) -> float:
     return math.prod(float(s) if isinstance(s, int) else 1024.0 for s in node.meta["val"].shape)
 
 
+def size_node(extent: Expr, editor: GraphEditor, pull: Elements) -> Any:
+    """A size as a node or a number."""
+    return PlaceEmitter(editor, pull, {}, torch.device("cpu"))(extent)
+
+
 class OperandBuilder:
     """Makes [T, heads, features] operands at the editor's insertion point."""
 
@@ -180,7 +185,7 @@ class OperandBuilder:
         head, count = const(0), const(1)
         for d in heads:
             head, count = add(mul(head, sizes[d]), indices[d]), mul(count, sizes[d])
-        extents = [self._size(size) for size in sizes]
+        extents = [size_node(size, self.editor, self.pull) for size in sizes]
         order = [place_dim, *heads, feature_dim]
         if batch_dim is None:
             values = self._shared_rows(base, extents, order, side)
@@ -190,22 +195,22 @@ class OperandBuilder:
         made: fx.Node = self.editor.call(aten.reshape.default, values, shape)
         return made, head
 
-    def _size(self, extent: Expr) -> Any:
-        return PlaceEmitter(self.editor, self.pull, {}, torch.device("cpu"))(extent)
-
     def _shared_rows(self, base: Base, extents: list[Any], order: list[int], side: Side) -> fx.Node:
         """[T, *heads, features] of an operand that all sequences share: its row at each position."""
-        dense = base.node if base.sizes is None else self.editor.call(aten.reshape.default, base.node, extents)
-        if order != list(range(len(order))):
-            dense = self.editor.call(aten.permute.default, dense, order)
+        dense = self._ordered(base, extents, order)
         made: fx.Node = self.editor.call(aten.index_select.default, dense, 0, side.positions)
         return made
+
+    def _ordered(self, base: Base, extents: list[Any], order: list[int]) -> fx.Node:
+        """The base, its dimensions split where they are shared, in the given order."""
+        dense = base.node if base.sizes is None else self.editor.call(aten.reshape.default, base.node, extents)
+        return dense if order == list(range(len(order))) else self.editor.call(aten.permute.default, dense, order)
 
     def _rows(self, base: Base, extents: list[Any], order: list[int], side: Side) -> fx.Node:
         """[T, *heads, features]: the packed values themselves where the base is their unpacking."""
         node = base.node
         unpacked = node.target is UNPACK and side.flat is not None and node.args[1] is side.flat
-        if unpacked and order[:2] == [0, 1] and base.indices[:2] == (index("b"), base.indices[order[1]]):
+        if unpacked and order[:2] == [0, 1] and base.indices[0] is index("b"):
             values: Any = node.args[0]
             if base.sizes is not None:
                 values = self.editor.call(aten.reshape.default, values, [-1, *extents[2:]])
@@ -214,11 +219,7 @@ class OperandBuilder:
                 return values  # type: ignore[no-any-return]
             moved: fx.Node = self.editor.call(aten.permute.default, values, inner)
             return moved
-        dense = node
-        if base.sizes is not None:
-            dense = self.editor.call(aten.reshape.default, dense, extents)
-        if order != list(range(len(order))):
-            dense = self.editor.call(aten.permute.default, dense, order)
+        dense = self._ordered(base, extents, order)
         if side.flat is not None:
             packed: fx.Node = self.editor.call(torch.ops.gr.pack.default, dense, side.flat)
             return packed
