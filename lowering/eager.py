@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
 from gr_compile.lowering.target import Compiled
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.fx as fx
 from torch._inductor.compile_fx import compile_fx
 
+import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
 from gr_compile.lowering.target import Compiled
 
 

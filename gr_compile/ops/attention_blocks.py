@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gr_compile.analysis.expr import Expr, index
 from gr_compile.ops.evaluate import Evaluator, Schedule, Value, operands, reads_block, schedule
+from gr_compile.ops.noise import kept, row_noise
 from gr_compile.ops.score_program import HEAD, ScoreProgram
 
 BLOCK_ELEMENTS = 1 << 18  # of one [H, I, J] tensor: the temporaries of a block stay in the cache
@@ -243,18 +244,20 @@ def add_by_head(total: Tensor, part: Tensor, heads: Sequence[int]) -> None:
 
 
 def block_evaluator(inputs: Inputs, block: Block) -> Evaluator:
-    """An evaluator whose dropout is drawn from (seed, sequence, first row): the same in the backward."""
+    """An evaluator whose dropout is that of the places: see gr_compile.ops.noise."""
     evaluator = inputs.evaluator()
     if inputs.seed is None or not inputs.program.has_dropout:
         return evaluator
-    mixed = (int(inputs.seed) * 1_000_003 + block.b) * 1_000_003 + block.r0
-    shape = (inputs.heads, block.r1 - block.r0, block.k1 - block.k0)
+    device = inputs.device
+    sequence = torch.full((), block.b, dtype=torch.int64, device=device)
+    heads = torch.arange(inputs.heads, device=device).view(-1, 1, 1)
+    queries = inputs.query_positions[block.r0 : block.r1].view(1, -1, 1)
+    row = row_noise(inputs.seed, sequence, heads, queries)
+    keys = inputs.key_positions[block.k0 : block.k1].view(1, 1, -1)
 
     @functools.cache
     def noise(p: float, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator(inputs.device).manual_seed(mixed & (2**63 - 1))
-        keep = torch.rand(shape, generator=generator, device=inputs.device) >= p
-        return keep.to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
+        return kept(row, keys, p).to(dtype).mul_(1 / (1 - p) if p < 1 else 0.0)
 
     evaluator.noise = noise
     return evaluator

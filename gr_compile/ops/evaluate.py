@@ -49,10 +49,10 @@ def operands(node: Expr) -> tuple[Expr, ...]:
     j - i + N - 1 costs one addition on the block; a comparison of such a sum with 0 compares the columns.
     """
     if node.op == "poly":
-        groups = _groups(node)
+        groups = side_groups(node)
         return groups if len(groups) > 1 else tuple(dict.fromkeys(operands_of(node.args)))
     if node.op in ("ge0", "eq0"):
-        sides = _groups(node.args[0])
+        sides = side_groups(node.args[0])
         if len(sides) == 2:
             return sides[0], scale(sides[1], -1)
         return (node.args[0],)
@@ -60,7 +60,7 @@ def operands(node: Expr) -> tuple[Expr, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _groups(node: Expr) -> tuple[Expr, ...]:
+def side_groups(node: Expr) -> tuple[Expr, ...]:
     """The parts of a polynomial by which of i and j they depend on; constants join the first part."""
     parts: dict[str, dict[tuple[Expr, ...], int]] = {}
     for monomial, coefficient in terms(node).items():
@@ -187,7 +187,7 @@ class Evaluator:
         return self.sizes[node.args[0]]
 
     def _poly(self, node: Expr, args: list[Any]) -> Value:
-        if len(_groups(node)) > 1:
+        if len(side_groups(node)) > 1:
             return functools.reduce(operator.add, args)
         known = dict(zip(operands(node), args))
         return functools.reduce(operator.add, (_monomial(m, c, known) for m, c in node.args))

@@ -163,10 +163,10 @@ def _forward_fake(*operands: Any) -> Tensor:
 
 def _backward_reference(grad_out: Tensor, *operands: Any) -> list[Tensor]:
     *rest, needs_grad = operands
-    return attention_backward(_backward_inputs(grad_out, rest, needs_grad), grad_out, needs_grad)
+    return attention_backward(backward_inputs(grad_out, rest, needs_grad), grad_out, needs_grad)
 
 
-def _backward_inputs(grad_out: Tensor, operands: Sequence[Any], needs_grad: Sequence[bool]) -> Inputs:
+def backward_inputs(grad_out: Tensor, operands: Sequence[Any], needs_grad: Sequence[bool]) -> Inputs:
     inputs = inputs_of(*operands)
     require(
         len(needs_grad) == 3 + len(inputs.leaves),
@@ -178,7 +178,7 @@ def _backward_inputs(grad_out: Tensor, operands: Sequence[Any], needs_grad: Sequ
 
 def _backward_fake(grad_out: Tensor, *operands: Any) -> list[Tensor]:
     *rest, needs_grad = operands
-    inputs = _backward_inputs(grad_out, rest, needs_grad)
+    inputs = backward_inputs(grad_out, rest, needs_grad)
     tensors = (inputs.q, inputs.k, inputs.v, *inputs.leaves.values())
     return [
         x.new_empty(x.shape) if need and x is not None else inputs.v.new_empty(0)

@@ -87,17 +87,31 @@ class Case:
         return [x for x in (self.q, self.k, self.v, *self.leaves) if x is not None and x.requires_grad]
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """From what the sizes of a case are drawn: places of queries, of other keys, widths of q and of v."""
+
+    lengths: tuple[int, ...] = (1, 4, 6, 9)
+    keys: tuple[int, ...] = (2, 5, 7)
+    widths: tuple[int, ...] = (1, 3, 8)
+    v_widths: tuple[int, ...] = (1, 4)
+
+
+SMALL = Shapes()
+
+
 class Generator:
     """Draws one case. The order of draws is fixed by `seed`."""
 
-    def __init__(self, seed: int, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float64, shapes: Shapes = SMALL) -> None:
         self.random = random.Random(seed)
         self.torch = torch.Generator().manual_seed(seed)
         self.seed, self.dtype, self.name = seed, dtype, NAMES[dtype]
         draw = self.random.choice
-        self.batch, self.length = draw([1, 2, 3, 4]), draw([1, 4, 6, 9])
+        self.shapes = shapes
+        self.batch, self.length = draw([1, 2, 3, 4]), draw(shapes.lengths)
         self.self_attention = draw([True, True, True, False])
-        self.keys = self.length if self.self_attention else draw([2, 5, 7])
+        self.keys = self.length if self.self_attention else draw(shapes.keys)
         self.heads, self.group = draw([(1, 1), (2, 1), (4, 2), (3, 3)])
         shapes = {"b": (-1, 1, 1, 1), "h": (1, -1, 1, 1), "i": (1, 1, -1, 1), "j": (1, 1, 1, -1)}
         extents = {"b": self.batch, "h": self.heads, "i": self.length, "j": self.keys}
@@ -267,13 +281,13 @@ class Generator:
     # -------------------------------------------------------------------------------------------- case
     def case(self) -> Case:
         draw = self.random.choice
-        width, with_product = draw([1, 3, 8]), draw([True, True, True, False])
+        width, with_product = draw(self.shapes.widths), draw([True, True, True, False])
         group_k, group_v = draw([True, False]), draw([True, False])
         q_rows, k_rows = self.query.index.numel(), self.key.index.numel()
         few = self.heads // self.group
         q = self.normal(q_rows, self.heads, width).requires_grad_()
         k = self.normal(k_rows, few if group_k else self.heads, width).requires_grad_()
-        v = self.normal(k_rows, few if group_v else self.heads, draw([1, 4])).requires_grad_()
+        v = self.normal(k_rows, few if group_v else self.heads, draw(self.shapes.v_widths)).requires_grad_()
         shared = E.binary("floordiv", index("h"), const(self.group), "i")
         spread = torch.arange(self.heads) // self.group
         every = torch.arange(self.heads)
@@ -346,6 +360,6 @@ class Generator:
         }  # fmt: skip
 
 
-def generate(seed: int, dtype: torch.dtype = torch.float64) -> Case:
+def generate(seed: int, dtype: torch.dtype = torch.float64, shapes: Shapes = SMALL) -> Case:
     """The case number `seed`."""
-    return Generator(seed, dtype).case()
+    return Generator(seed, dtype, shapes).case()
