@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from gr_compile.dropout import WithoutDropout
 from gr_compile.graph_pass import StageEvent
 from gr_compile.modes import autocast_as
 
@@ -74,9 +74,8 @@ def _compare(stage: str, what: str, got: torch.Tensor | None, want: torch.Tensor
 
 def _run(graph_module: fx.GraphModule, inputs: list[Any]) -> tuple[list[Any], list[Any]]:
     """(outputs, gradients of the inputs under fixed weights of the outputs)."""
-    program = _without_dropout(graph_module)
-    with torch.inference_mode(False):
-        return _run_leaves(program, [_leaf(value) for value in inputs])
+    with torch.inference_mode(False), WithoutDropout():
+        return _run_leaves(graph_module, [_leaf(value) for value in inputs])
 
 
 def _run_leaves(program: fx.GraphModule, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -106,11 +105,3 @@ def _leaf(value: Any) -> Any:
 def _weights(output: torch.Tensor) -> torch.Tensor:
     steps = torch.arange(output.numel(), device=output.device, dtype=torch.float64)
     return (torch.cos(steps) + 1.5).to(output.dtype).reshape(output.shape)
-
-
-def _without_dropout(graph_module: fx.GraphModule) -> fx.GraphModule:
-    program = copy.deepcopy(graph_module)
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default):
-        node.args = (*node.args[:2], False)
-    program.recompile()
-    return program

@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import Mlp, Sequences, assert_same_run, batch, graphs, optimize, vectors
+from torch import Tensor, nn
 from toy_passes import DropOnes, ExpandSilu, Wrong
 
 import gr_compile
@@ -271,6 +273,34 @@ def test_verify_numerics_lets_our_own_passes_and_dropout_through():
     fast = optimize(model, verify="numerics", dynamic=True)
     fast(*batch([6, 3, 0], 6)).sum().backward()
     assert graphs(fast) == 1
+
+
+class AttentionDropout(nn.Module):
+    """Dropout of attention weights, which the fused operator draws itself."""
+
+    def __init__(self, sdpa: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.sdpa = sdpa
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        valid = torch.arange(ids.shape[1]) < lengths[:, None]
+        x, mask = self.embedding(ids), valid[:, None, :]
+        if self.sdpa:
+            x = F.scaled_dot_product_attention(x, x, x, attn_mask=mask, dropout_p=0.5)
+        else:
+            scores = F.silu(x @ x.mT) * mask
+            x = F.dropout(scores, 0.5) @ x
+        return (x * valid[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("sdpa", [True, False])
+def test_verify_numerics_knows_dropout_inside_attention(sdpa):
+    torch.manual_seed(0)
+    fast = optimize(AttentionDropout(sdpa), verify="numerics", dynamic=True)
+    fast(*batch([6, 3, 1], 6)).sum().backward()
+    (report,) = gr_compile.report(fast)
+    assert report.passes[-1].name == "fuse-jagged-attention" and report.passes[-1].matches
 
 
 @pytest.mark.parametrize("options, said", [

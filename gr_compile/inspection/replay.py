@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from gr_compile.dropout import WithoutDropout
 
 # Largest |a - b| / |b| (norms of whole tensors) that still counts as equal: of outputs, of gradients.
 TOLERANCES: Mapping[torch.dtype, tuple[float, float]] = {
@@ -115,25 +116,6 @@ def _with_strides(values: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor
     if storage < values.numel():  # overlapping windows: any values do
         return values.reshape(-1)[:storage].as_strided(values.shape, stride)
     return torch.empty_strided(values.shape, stride, dtype=values.dtype).copy_(values)
-
-
-class _WithoutDropout(TorchFunctionMode):
-    """Switches dropout off: two stages may draw their random numbers in another order."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        schema = getattr(func, "_schema", None)
-        names = [argument.name for argument in schema.arguments] if schema is not None else []
-        rate = "p" if "dropout" in getattr(func, "__name__", "") else "dropout_p"
-        if rate in names:
-            place = names.index(rate)
-            if place < len(args):
-                args = (*args[:place], 0.0, *args[place + 1 :])
-            elif rate in kwargs:
-                kwargs[rate] = 0.0
-        return func(*args, **kwargs)
 
 
 def flatten(value: Any, name: str = "output") -> Iterator[tuple[str, Any]]:
@@ -287,7 +269,7 @@ def _check(program: Program, against: str, seed: int) -> int:
         return 1
     # The other stage is run on this stage's inputs, so that only the two programs differ.
     other = Program(other.file, other.forward, program.make_inputs, program.names)
-    with _WithoutDropout():
+    with WithoutDropout():
         ours, theirs = program.run(seed, grad=False)[0], other.run(seed, grad=False)[0]
         equal = _compare_outputs(program, ours, theirs)
         equal = _compare_gradients(program, other, seed, ours) and equal

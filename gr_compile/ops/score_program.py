@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-from gr_compile.analysis.expr import FLOAT_DTYPES, Expr, index, parse, to_text, walk
+from gr_compile.analysis.expr import FLOAT_DTYPES, Expr, index, parse, substitute, to_text, walk
 
 FullyMasked = Literal["zero", "natural"]
 HEADER = "gr_score 1"
@@ -105,6 +105,12 @@ class ScoreProgram:
     def has_dropout(self) -> bool:
         """Whether the operator needs a seed."""
         return any(node.op == "dropout" for node in self._nodes())
+
+    def without_dropout(self) -> ScoreProgram:
+        """The same program, dropping nothing."""
+        kept = {node: node.args[0] for node in self._nodes() if node.op == "dropout"}
+        post = None if self.post is None else substitute(self.post, kept)
+        return replace(self, score=substitute(self.score, kept), post=post)
 
     def loads(self) -> tuple[Expr, ...]:
         """Every distinct load, operands before users."""

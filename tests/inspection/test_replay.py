@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from gr_compile.analysis.expr import const, make, unary
+from gr_compile.dropout import WithoutDropout
 from gr_compile.inspection import replay
 from gr_compile.inspection.dump import Dumper
 from gr_compile.inspection.inputs import record_inputs
+from gr_compile.ops.score_program import ScoreProgram
 
 
 def check(path: Path, *arguments: str) -> int:
@@ -137,3 +140,18 @@ def test_half_precision_inside_sets_the_tolerance():
     program = replay.Program(__file__, lambda: None, lambda seed: [], (), precision=torch.bfloat16)
     assert replay._tolerance(program, torch.ones(1)) == replay.TOLERANCES[torch.bfloat16]
     assert replay._tolerance(program, torch.ones(1, dtype=torch.int64)) == (0.0, 0.0)
+
+
+def test_dropout_inside_an_attention_operator_is_off_too():
+    score = ScoreProgram(make("dropout", (unary("silu", make("s", (), "f32")), const(0.5)), "f32"))
+    q, rows, offsets = torch.randn(3, 1, 2), torch.arange(3), torch.tensor([0, 3])
+
+    def attend(program: ScoreProgram, seed: int) -> torch.Tensor:
+        return torch.ops.gr.jagged_attention.default(
+            q, q, q, [], offsets, rows, offsets, rows, 1, [], torch.tensor(seed), program.text()
+        )
+
+    with WithoutDropout():
+        assert torch.equal(attend(score, 1), attend(score, 2))
+    assert not torch.equal(attend(score, 1), attend(score, 2))
+    assert not score.without_dropout().has_dropout
