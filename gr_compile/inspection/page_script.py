@@ -119,7 +119,7 @@ function overview() {
     G.passes.map(p => [p.text, p.numerics, p.matches.length, p.misses.length, `${p.nodes_before} → ${p.nodes_after}`,
       ms(p.milliseconds), ms(p.verify_milliseconds)])) : el("p", {class: "dim"}, "No pass ran."));
   const facts = Object.entries(G.facts);
-  if (facts.length) main.push(el("h3", {}, "Facts"), table(["", ""], facts));
+  if (facts.length) main.push(el("h3", {}, "Facts"), table(["", ""], facts.map(([k, v]) => [k, el("span", {}, String(v))])));
   const misses = G.passes.flatMap(p => p.misses);
   if (misses.length) main.push(el("h3", {}, "Left alone, and why"), ...items(misses));
   main.push(el("h3", {}, "Made with"), table(["", ""], Object.entries(D.versions).map(([k, v]) => [k, el("span", {}, v)])));

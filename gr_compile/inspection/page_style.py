@@ -24,7 +24,7 @@ body {
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--back); z-index: 9; }
 header { grid-column: 1 / -1; padding: .6rem 1rem; border-bottom: 1px solid var(--line); background: var(--panel); }
 header h1 { display: inline; font-size: 1.05rem; margin: 0 .75rem 0 0; overflow-wrap: anywhere; }
-header span { color: var(--dim); margin-right: .9rem; }
+header span { color: var(--dim); margin-right: .9rem; display: inline-block; }
 nav { overflow: auto; border-right: 1px solid var(--line); padding: .6rem; background: var(--panel); }
 main { overflow: auto; padding: .9rem 1.1rem 3rem; outline: none; scroll-padding-top: 3rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .15rem; overflow-wrap: anywhere; } h3 { font-size: .95rem; margin: 1.1rem 0 .4rem; }
@@ -86,9 +86,9 @@ mark { color: inherit; border-radius: 2px; }
 }
 @media (max-width: 820px) {
   body { grid-template: auto auto 1fr / minmax(0, 1fr); }
-  nav { border-right: 0; border-bottom: 1px solid var(--line); display: flex; gap: .35rem; overflow-x: auto; padding: .45rem; }
-  nav input { flex: 0 0 8.5rem; margin: 0; align-self: center; } nav .keys { display: none; } .passes { display: flex; gap: .3rem; }
-  .pass { width: auto; min-width: 8.5rem; max-width: 15rem; margin: 0; flex: none; } main { padding: .7rem .6rem 3rem; } .bar { top: -.7rem; }
+  nav { border-right: 0; border-bottom: 1px solid var(--line); max-height: 32vh; padding: .45rem; }
+  nav input { margin-bottom: .35rem; } nav .keys { display: none; } .passes { display: flex; flex-wrap: wrap; gap: .3rem; }
+  .pass { width: auto; min-width: 7rem; max-width: 15rem; margin: 0; flex: none; } main { padding: .7rem .6rem 3rem; } .bar { top: -.7rem; }
   header { padding: .4rem .7rem; } header span { font-size: .85rem; margin-right: .6rem; }
 }
 @media print { body { display: block; height: auto; } nav, .bar { display: none; } }
