@@ -24,7 +24,7 @@ from gr_compile.cli.options import (
     SigmaOption,
     UsersOption,
 )
-from gr_compile.cli.output import JsonOption, Output, check_json_path, write_json
+from gr_compile.cli.output import CommandError, JsonOption, Output, check_json_path, write_json
 
 if TYPE_CHECKING:
     from gr_compile.training.data.interactions import InteractionData
@@ -58,6 +58,8 @@ def data(
     from gr_compile.training.data.catalogue import DataRequest, load
     from gr_compile.training.data.synthetic import SyntheticSettings
 
+    if max_seq_len < 2:
+        raise CommandError(f"--max-seq-len must be at least 2, not {max_seq_len}")
     output = Output()
     synthetic = SyntheticSettings(users, items, median_length, sigma, max_length=max_length, seed=seed)
     with output.progress() as progress:

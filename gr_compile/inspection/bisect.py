@@ -174,7 +174,7 @@ def find_first_bad(
             "the script is right (exit code 0) with every rewrite; there is nothing to look for"
         )
     if whole.count == 0:
-        raise BisectError(f"the script goes wrong without any rewrite of gr_compile's:\n{whole.output}")
+        raise BisectError(f"the script goes wrong without any rewrite of gr_compile's\n{whole.output}")
     none = attempt(0)
     if not none.good:
         raise BisectError(

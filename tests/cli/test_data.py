@@ -67,6 +67,7 @@ def test_sizes_of_splits_are_those_of_the_batches(ratings):
         (("movielenz",), "unknown dataset 'movielenz'"),
         (("movielens", "--path", "gone"), "gone: does not exist"),
         (("synthetic", "--users", "0"), "must be at least 1"),
+        (("synthetic", "--max-seq-len", "0"), "--max-seq-len must be at least 2, not 0"),
         (("synthetic", "--json", "no/such/folder/x.json"), "no file can be written there"),
     ],
 )
