@@ -161,6 +161,7 @@ _UNARY: dict[str, Slope] = {
     "gelu_tanh": _gelu_tanh,
     "log": lambda x, y: unary("reciprocal", x),
     "log1p": lambda x, y: unary("reciprocal", _add(x, _number(1.0, x))),
+    "log2": lambda x, y: unary("reciprocal", _mul(x, _number(math.log(2), x))),
     "neg": lambda x, y: _number(-1.0, x),
     "reciprocal": lambda x, y: unary("neg", _mul(y, y)),
     "relu": lambda x, y: cast(compare("gt", x, _number(0.0, x)), x.dtype),

@@ -23,6 +23,7 @@ from gr_compile.analysis.expr import (
     compare,
     const,
     divmod_,
+    leaky_relu,
     make,
     mul,
     not_,
@@ -53,16 +54,27 @@ def _register(*targets: Any) -> Callable[[Rule], Rule]:
 # ------------------------------------------------------------------------------------------ arithmetic
 _UNARY = (
     "silu", "sigmoid", "relu", "tanh", "exp", "log", "log1p", "sqrt", "abs", "neg", "floor", "trunc", "sin", "cos",
-    "rsqrt", "erf", "softplus", "log2", "expm1",
+    "rsqrt", "erf", "log2", "expm1", "reciprocal", "sign", "ceil",
 )  # fmt: skip
+_NARROW = (torch.int8, torch.uint8, torch.int16)
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+
+
+def _unwrapped(pull: Elements, node: fx.Node, value: Expr) -> Expr:
+    """`value`, where it is what torch computes: its integers of 8 and 16 bits wrap around, ours have no bounds."""
+    held = node.meta["val"].dtype
+    if held in _NARROW:
+        least, most = torch.iinfo(held).min, torch.iinfo(held).max
+        if not (pull.ranges.ge0(sub(value, const(least))) and pull.ranges.ge0(sub(const(most), value))):
+            raise Blocked(f"{str(held).removeprefix('torch.')} arithmetic, which may wrap around", node)
+    return value
 
 
 def _unary_rule(name: str) -> Rule:
     def rule(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
         operand = pull.broadcast(node.args[0], node, indices)
         if pull.dtype(node) in ("i", "b") or operand.dtype == pull.dtype(node):
-            return unary(name, operand)
+            return _unwrapped(pull, node, unary(name, operand))
         return unary(name, cast(operand, pull.dtype(node)))
 
     return rule
@@ -82,7 +94,7 @@ def _binary_rule(name: str) -> Rule:
         factor = ops.argument(node, 2, "alpha", 1) if name in ("add", "sub") else 1
         if factor != 1:
             right = binary("mul", right, const(factor) if right.dtype == "i" else const(float(factor), dtype), dtype)
-        return binary(name, left, right, dtype)
+        return _unwrapped(pull, node, binary(name, left, right, dtype))
 
     return rule
 
@@ -104,12 +116,31 @@ def _gelu(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return unary("gelu_tanh" if tanh else "gelu", pull.broadcast(node.args[0], node, indices))
 
 
+@_register(aten.softplus.default)
+def _softplus(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    if ops.argument(node, 1, "beta", 1) != 1 or ops.argument(node, 2, "threshold", 20) != 20:
+        raise Blocked("a softplus with a beta or a threshold of its own", node)
+    return unary("softplus", pull.broadcast(node.args[0], node, indices))
+
+
+@_register(aten.square.default)
+def _square(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    base = pull.broadcast(node.args[0], node, indices)
+    return _unwrapped(pull, node, binary("mul", base, base, pull.dtype(node)))
+
+
+@_register(aten.leaky_relu.default)
+def _leaky_relu(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    slope = float(ops.argument(node, 1, "negative_slope", 0.01))
+    return leaky_relu(pull.broadcast(node.args[0], node, indices), slope)
+
+
 @_register(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     if ops.argument(node, 2, "alpha", 1) != 1:
         raise Blocked("rsub with alpha", node)
     left, right = (pull.broadcast(a, node, indices) for a in node.args[:2])
-    return binary("sub", right, left, pull.dtype(node))
+    return _unwrapped(pull, node, binary("sub", right, left, pull.dtype(node)))
 
 
 @_register(aten.div.Tensor_mode, aten.div.Scalar_mode, aten.floor_divide.default, aten.floor_divide.Scalar)
@@ -118,8 +149,8 @@ def _divide(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     mode = node.kwargs.get("rounding_mode", "floor")
     if mode is None:
         return binary("div", left, right, pull.dtype(node))
-    if pull.dtype(node) != "i":
-        return unary("floor" if mode == "floor" else "trunc", binary("div", left, right, pull.dtype(node)))
+    if pull.dtype(node) != "i":  # rounded as one operation: 1.0 // 0.1 is 9 in float32, where 1.0 / 0.1 is 10
+        return binary("floordiv" if mode == "floor" else "truncdiv", left, right, pull.dtype(node))
     if mode == "floor" or pull.ranges.ge0(left):
         plain = right.op in ("const", "size", "poly")
         return divmod_(left, right, pull.ranges)[0] if plain else make("floordiv", (left, right), "i")
@@ -139,7 +170,7 @@ def _remainder(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 def _power(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     base, dtype = cast(pull.broadcast(node.args[0], node, indices), pull.dtype(node)), pull.dtype(node)
     if node.args[1] == 2:
-        return binary("mul", base, base, dtype)
+        return _unwrapped(pull, node, binary("mul", base, base, dtype))
     if dtype == "i":
         raise Blocked("a power of integers", node)
     return binary("pow", base, const(float(node.args[1]), dtype), dtype)  # type: ignore[arg-type]
@@ -224,7 +255,11 @@ def _clamp(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     aten.to.dtype, aten._to_copy.default, aten.to.device, aten.to.dtype_layout, aten.type_as.default, aten.to.other
 )
 def _cast(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    return cast(pull.broadcast(node.args[0], node, indices), pull.dtype(node))
+    value = cast(pull.broadcast(node.args[0], node, indices), pull.dtype(node))
+    source: Any = node.args[0]
+    held = node.meta["val"].dtype
+    fits = torch.promote_types(source.meta["val"].dtype, held) == held
+    return value if fits else _unwrapped(pull, node, value)
 
 
 @_register(

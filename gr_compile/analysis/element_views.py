@@ -287,7 +287,7 @@ def _non_negative(place: Expr) -> bool:
         return all(_non_negative(a) for a in place.args)
     if place.op == "cast":
         return place.args[0].dtype == "b" or _non_negative(place.args[0])
-    if place.op == "div":
+    if place.op in ("div", "floordiv", "truncdiv"):
         return _non_negative(place.args[0]) and place.args[1].op == "const" and place.args[1].args[0] > 0
     if place.op in ("floor", "trunc"):
         return _non_negative(place.args[0])

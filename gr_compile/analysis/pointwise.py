@@ -56,6 +56,7 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "gelu_tanh": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
     "log": torch.log,
     "log1p": torch.log1p,
+    "log2": torch.log2,
     "neg": torch.neg,
     "reciprocal": torch.reciprocal,
     "relu": torch.relu,

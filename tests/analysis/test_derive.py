@@ -93,7 +93,7 @@ def check(expr: Expr, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
 
 GRID = torch.tensor([-90.0, -20.5, -3.0, -1.0, -0.25, 0.0, 0.25, 0.5, 1.0, 3.0, 19.0, 20.5, 90.0], dtype=torch.float64)
 POSITIVE = GRID[GRID > 0]
-POSITIVE_ONLY = {"log", "log1p", "sqrt", "rsqrt", "reciprocal"}
+POSITIVE_ONLY = {"log", "log1p", "log2", "sqrt", "rsqrt", "reciprocal"}
 LIKE_TORCH: list[tuple[str, Expr, Callable[[torch.Tensor], torch.Tensor]]] = [
     ("clamp", clamp(X, number(-1), number(1)), lambda x: x.clamp(-1, 1)),
     ("clamp min", clamp(X, number(0), None), lambda x: x.clamp(min=0)),

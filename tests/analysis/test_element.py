@@ -71,6 +71,13 @@ PAIRS: dict[str, Body] = {
     # 0.3125 is exact in bf16: torch rounds other factors before or after the product, depending on the kernel
     "half precision": lambda m, ids, *_: ((distance(ids) * 201).to(torch.bfloat16) * 0.3125).float()[None],
     "stacked and selected": lambda m, ids, *_: torch.stack([distance(ids), distance(ids) * 2], -1)[..., 1][None],
+    "floored quotients of floats": lambda m, ids, *_: distance(ids).float() // 0.1 + (ids[:, :1, None] * 0.1) // 0.3,
+    "logarithm to base 2": lambda m, ids, *_: torch.log2(distance(ids).abs() + 1.0)[None],
+    "decay by the reciprocal": lambda m, ids, *_: (1 / (1 + distance(ids).abs().float()))[None],
+    "square, sign and ceil": lambda m, ids, *_: ((distance(ids) / 2).ceil().square() * distance(ids).sign())[None],
+    "leaky": lambda m, ids, *_: F.leaky_relu(distance(ids).float(), 0.3)[None],
+    "softplus": lambda m, ids, *_: F.softplus(distance(ids).float())[None],
+    "a mask of 8 bits": lambda m, ids, *_: (1 - (distance(ids) > 0).to(torch.uint8)).float()[None],
     "padded": lambda m, ids, *_: F.pad(distance(ids), (1, 1))[:, :-2][None],
 }  # fmt: skip
 
@@ -116,6 +123,11 @@ BLOCKED: dict[str, tuple[Body, str]] = {
     "a convolution over pairs": (
         lambda m, ids, lengths, mask, x, p: F.conv2d(p[:, None], torch.ones(1, 1, 3, 3), padding=1)[:, 0], "conv"),
     "an inverse": (lambda m, ids, lengths, mask, x, p: torch.linalg.matrix_exp(p), "exp"),
+    "a softplus of its own": (lambda m, ids, lengths, mask, x, p: F.softplus(p, beta=3.0), "softplus with a beta"),
+    "a softplus, linear early": (lambda m, ids, lengths, mask, x, p: F.softplus(p, threshold=1.0), "softplus with a beta"),
+    "a cast that cuts off": (lambda m, ids, *_: (distance(ids)[None] * ids[:, :1, None]).to(torch.int8), "int8 arith"),
+    "a sum that wraps around": (
+        lambda m, ids, *_: (distance(ids) > 0).to(torch.uint8)[None] - (ids[:, :, None] > 0).to(torch.uint8), "uint8 arith"),
 }  # fmt: skip
 
 
