@@ -132,13 +132,17 @@ def _casts_inside(
         return log
 
     wanted = steps(region, lambda v: v)
-    try:
-        if steps({}, lambda v: v) == wanted:
-            return False
-    except RuntimeError:  # operands of several dtypes, which only autocast brings together
-        pass
-    if steps({}, lambda v: v.to(dtype) if _is_cast(v) else v) == wanted:
-        return True
+    given = [n.meta.get("val") for n in node.all_input_nodes]
+    several = len({v.dtype for v in given if _is_cast(v)}) > 1
+    # Operands of several dtypes are cast first: as they are they may not go together, which torch logs as an error.
+    as_given: tuple[bool, Callable[[Any], Any]] = (False, lambda v: v)
+    as_cast: tuple[bool, Callable[[Any], Any]] = (True, lambda v: v.to(dtype) if _is_cast(v) else v)
+    for casts, change in (as_cast, as_given) if several else (as_given, as_cast):
+        try:
+            if steps({}, change) == wanted:
+                return casts
+        except RuntimeError:
+            continue
     raise CannotExpand(node)
 
 

@@ -138,6 +138,14 @@ def test_autocast_gives_bitwise_eagers_values_and_dtypes(name, where):
     assert torch.equal(got, want)
 
 
+def test_operands_of_two_dtypes_under_autocast_are_no_error_in_torchs_log(monkeypatch):
+    errors: list[str] = []
+    monkeypatch.setattr(torch._subclasses.fake_tensor.log, "exception", lambda text, *args: errors.append(text))
+    with torch.autocast("cpu", torch.bfloat16):
+        captured(lambda x: torch.einsum("bnd,bmd->bnm", x @ W, x), vectors()[None])
+    assert errors == []
+
+
 def test_every_linear_under_autocast_has_operands_of_its_result_type():
     model = Mlp()
     with torch.autocast("cpu", torch.bfloat16):
