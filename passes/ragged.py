@@ -17,6 +17,18 @@ aten = torch.ops.aten
 RAGGED_FACT = "ragged"
 
 
+def batch_of(editor: GraphEditor, flat: fx.Node, length: Any) -> fx.Node:
+    """int64 [T]: b of each of the packed tokens `flat`, b * length + n."""
+    made: fx.Node = editor.call(aten.div.Tensor_mode, flat, length, rounding_mode="floor")
+    return made
+
+
+def position_of(editor: GraphEditor, flat: fx.Node, length: Any) -> fx.Node:
+    """int64 [T]: n of each of the packed tokens `flat`, b * length + n."""
+    made: fx.Node = editor.call(aten.remainder.Scalar, flat, length)
+    return made
+
+
 @dataclass(frozen=True)
 class PackedIndex:
     """The packed index of one raggedness.
@@ -34,13 +46,11 @@ class PackedIndex:
 
     def batch(self, editor: GraphEditor) -> fx.Node:
         """int64 [T]: b of each packed token."""
-        made: fx.Node = editor.call(aten.div.Tensor_mode, self.flat, self.length, rounding_mode="floor")
-        return made
+        return batch_of(editor, self.flat, self.length)
 
     def position(self, editor: GraphEditor) -> fx.Node:
         """int64 [T]: n of each packed token."""
-        made: fx.Node = editor.call(aten.remainder.Scalar, self.flat, self.length)
-        return made
+        return position_of(editor, self.flat, self.length)
 
     def offsets(self, editor: GraphEditor) -> fx.Node:
         """int64 [B + 1]: where each sequence begins."""

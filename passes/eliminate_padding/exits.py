@@ -16,6 +16,7 @@ from gr_compile.analysis.reads import PACK, SHAPE_ONLY, MaskedIndex, masked_inde
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import RowPacker, typed
+from gr_compile.passes.ragged import batch_of, position_of
 
 aten = torch.ops.aten
 SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default}
@@ -200,8 +201,8 @@ class Exits:
         flat: Any = pack.args[1]
         length = self.editor.symbol_of(user.meta["val"].shape[1])
         places = {
-            "o0": self.editor.call(aten.div.Tensor_mode, flat, length, rounding_mode="floor"),
-            "o1": self.editor.call(aten.remainder.Scalar, flat, length),
+            "o0": batch_of(self.editor, flat, length),
+            "o1": position_of(self.editor, flat, length),
         }
         emit = PlaceEmitter(self.editor, self.demand.pull, {}, flat.meta["val"].device, places)
         at = emit.tensor(substitute(sequence, {index(name): load(name, (), "i") for name in places}))
