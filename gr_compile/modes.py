@@ -132,7 +132,7 @@ def _casts_inside(
         return log
 
     wanted = steps(region, lambda v: v)
-    given = [n.meta.get("val") for n in node.all_input_nodes]
+    given: list[Any] = [n.meta.get("val") for n in node.all_input_nodes]
     several = len({v.dtype for v in given if _is_cast(v)}) > 1
     # Operands of several dtypes are cast first: as they are they may not go together, which torch logs as an error.
     as_given: tuple[bool, Callable[[Any], Any]] = (False, lambda v: v)
