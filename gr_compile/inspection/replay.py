@@ -152,14 +152,14 @@ def difference(ours: Any, theirs: Any, ignore_zeros: bool = False, floor: float 
     """|ours - theirs| / max(|theirs|, floor), norms of whole tensors.
 
     inf when shapes, dtypes, or the places of inf and nan differ. `ignore_zeros`: places where ours is exactly
-    zero do not count.
+    zero do not count, unless all of it is.
     """
     if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return 0.0 if type(ours) is type(theirs) and (ours == theirs or ours != ours) else math.inf
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return math.inf
     a, b = ours.detach().cpu().to(_wide(ours)), theirs.detach().cpu().to(_wide(theirs))
-    if ignore_zeros:
+    if ignore_zeros and bool(a.any()):  # nothing but zeros is no padding: it would be equal to everything
         b = torch.where(a == 0, torch.zeros_like(b), b)
     same = (a == b) | ((a != a) & (b != b))
     if bool(same.all()):

@@ -114,6 +114,7 @@ def test_difference():
     assert replay.difference(torch.tensor([0.0, 1e-9]), torch.zeros(2)) == math.inf
     assert replay.difference(torch.tensor([0.0, 1e-9]), torch.zeros(2), floor=1.0) == pytest.approx(1e-9)
     assert replay.difference(torch.tensor([0.0, 3.0]), torch.tensor([7.0, 3.0]), ignore_zeros=True) == 0
+    assert replay.difference(torch.zeros(2), torch.tensor([7.0, 3.0]), ignore_zeros=True) == 1
     assert (
         replay.difference(3, 3) == 0
         and replay.difference(3, 4) == math.inf
