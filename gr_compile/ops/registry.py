@@ -10,15 +10,18 @@ import torch
 LIBRARY: Any = torch.library.Library("gr", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def define_operator(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def define_operator(
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()
+) -> Any:
     """Register `gr::<schema>` and return its default overload, e.g. `torch.ops.gr.pack.default`.
 
     `reference` is registered as CompositeExplicitAutograd: every device has it until a kernel registers
     the device's own key. It must be functional (no output aliases an operand), and it is run outside
-    autocast by `outside_autocast` where it calls operators that autocast would cast.
+    autocast by `outside_autocast` where it calls operators that autocast would cast. `tags`: those that it
+    has beside pt2_compliant_tag.
     """
     name = schema.split("(", 1)[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gr::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.gr, name).default
