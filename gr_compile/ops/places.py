@@ -22,7 +22,7 @@ def _check_mask(name: str, mask: Tensor) -> None:
 
 def _count_true_fake(mask: Tensor) -> torch.SymInt:
     _check_mask("count_true", mask)
-    count: torch.SymInt = torch.library.get_ctx().new_dynamic_size(min=0)  # type: ignore[no-untyped-call]
+    count: torch.SymInt = torch.library.get_ctx().new_dynamic_size(min=0)
     return count
 
 
