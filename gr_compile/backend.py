@@ -19,6 +19,7 @@ from gr_compile.config import Config, ConfigError
 from gr_compile.constants import Constants, ContentGuard
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import GraphReport, Miss, Pass, StageEvent
+from gr_compile.host_sizes import WithHostSizes, split
 from gr_compile.inspection.dump import Dumper
 from gr_compile.inspection.inputs import record_inputs
 from gr_compile.modes import WithoutAutocast, ambient_autocast, autocast_as
@@ -150,8 +151,12 @@ class Backend:
     ) -> Callable[..., Any]:
         try:
             with autocast_as({}):
-                compiled: Callable[..., Any] = self.target.compile(captured, inputs)
-                return compiled
+                parts = split(captured)
+                if parts is None:
+                    whole: Callable[..., Any] = self.target.compile(captured, inputs)
+                    return whole
+                report.facts["sizes counted before the graph"] = str(len(parts.sizes))
+                return WithHostSizes(self.target.compile(parts.main, [*inputs, *parts.sizes]), parts)
         except (torch._dynamo.exc.RestartAnalysis, torch._dynamo.exc.SkipFrame):
             raise
         except Exception as error:
