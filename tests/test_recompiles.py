@@ -48,9 +48,10 @@ def random_sizes(steps: int) -> list[tuple[int, int]]:
     return [(chooser.randint(2, 12), chooser.randint(2, LONGEST)) for _ in range(steps)]
 
 
-def test_one_graph_serves_a_hundred_batches_through_inductor() -> None:
+@pytest.mark.parametrize("mode", ["unbacked", "host"])
+def test_one_graph_serves_a_hundred_batches_through_inductor(mode: str) -> None:
     original, chooser = model(), random.Random(0)
-    fast = gr_compile.optimize(original)
+    fast = gr_compile.optimize(original, passes=f"default,eliminate-padding{{mode={mode}}}")
     for count, n in [(5, 11), (7, 13)]:
         fast(*batch(count, n, chooser)).backward()
     warm = len(gr_compile.report(fast))
@@ -64,9 +65,11 @@ def test_one_graph_serves_a_hundred_batches_through_inductor() -> None:
     assert all("jagged_attention" in str(r.passes[-1].operators_after) for r in gr_compile.report(fast))
 
 
-def test_modes_take_one_graph_each_and_sizes_of_one_may_add_one() -> None:
+@pytest.mark.parametrize("mode", ["unbacked", "host"])
+def test_modes_take_one_graph_each_and_sizes_of_one_may_add_one(mode: str) -> None:
     original, chooser = model(), random.Random(0)
-    fast = gr_compile.optimize(original, target="eager", dynamic=True)
+    passes = f"default,eliminate-padding{{mode={mode}}}"
+    fast = gr_compile.optimize(original, target="eager", dynamic=True, passes=passes)
 
     def graphs() -> int:
         return len(gr_compile.report(fast))

@@ -170,7 +170,7 @@ class AotEager:
         return True
 
 
-@pytest.mark.parametrize("passes", ["none", "default"])
+@pytest.mark.parametrize("passes", ["none", "default", "default,eliminate-padding{mode=host}"])
 def test_checkpointed_layers_give_the_same_gradients_keep_less_and_peak_lower(passes, monkeypatch):
     data, kept, peaks = batch([24, 20, 16, 24], 24), {}, {}
     for recompute in (False, True):

@@ -13,6 +13,7 @@ from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import TRUE, Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
 from gr_compile.analysis.reads import PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
+from gr_compile.passes.eliminate_padding.counting import PlaceCounter
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import RowPacker, typed
@@ -25,8 +26,10 @@ SUMS = {aten.sum.dim_IntList, aten.sum.default, aten.mean.dim, aten.mean.default
 class Exits:
     """Rewrites every dense reader of packed values."""
 
-    def __init__(self, packer: Packer, demand: DemandAnalysis, per_sequence: PlaceEmitter) -> None:
-        self.packer, self.demand, self.per_sequence = packer, demand, per_sequence
+    def __init__(
+        self, packer: Packer, demand: DemandAnalysis, per_sequence: PlaceEmitter, counter: PlaceCounter
+    ) -> None:
+        self.packer, self.demand, self.per_sequence, self.counter = packer, demand, per_sequence, counter
         self.editor, self.layout = packer.editor, packer.layout
         self._unpacked: dict[fx.Node, fx.Node] = {}
         self._rows: fx.Node | None = None
@@ -147,9 +150,10 @@ class Exits:
         if chosen.coordinates:
             rows = self.editor.call(aten.index_select.default, self._row_numbers(), 0, self._flat(chosen.coordinates))
         else:
-            places = self.editor.call(aten.nonzero.default, self.packer.packed(chosen.mask))
-            self.editor.same_count(places, user)
-            rows = self.editor.call(aten.reshape.default, places, [-1])
+            rows = self.counter.places(
+                self.packer.packed(chosen.mask), f"places where {chosen.mask.name} is true", counted=chosen.mask
+            )
+            self.editor.same_count(rows, user)
         made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
         return made
 

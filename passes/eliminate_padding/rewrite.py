@@ -22,6 +22,7 @@ from gr_compile.analysis.reads import Read
 from gr_compile.analysis.region import Region, RegionFinder
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.passes.eliminate_padding.convolutions import spell_convolutions_as_linear
+from gr_compile.passes.eliminate_padding.counting import PlaceCounter
 from gr_compile.passes.eliminate_padding.declared import (
     declared_masks,
     declared_places,
@@ -44,8 +45,9 @@ class EliminatePadding(Pass):
     """Run token-wise work on packed tokens.
 
     Attributes:
-        mode: how the number of packed tokens T is held: "unbacked" (one graph for every batch) or "bucket" (T rounded
-            up to `multiple` by keeping that many more places, at most all).
+        mode: how the number of packed tokens T is held: "unbacked" (counted inside the graph; one graph for every
+            batch), "bucket" (T rounded up to `multiple` by keeping that many more places, at most all) or "host"
+            (counted before the graph runs, which takes it as an input; one graph for every batch).
         multiple: bucket size.
         min_saving: decline where less than this share of the token-wise work is saved at 50 % fill; 0: if it loses.
     """
@@ -60,8 +62,8 @@ class EliminatePadding(Pass):
     numerics: ClassVar[Numerics] = "reassociates"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("unbacked", "bucket"):
-            raise ValueError(f"mode={self.mode!r}: 'unbacked' or 'bucket'")
+        if self.mode not in ("unbacked", "bucket", "host"):
+            raise ValueError(f"mode={self.mode!r}: 'unbacked', 'bucket' or 'host'")
         if self.multiple < 1:
             raise ValueError(f"multiple={self.multiple}: at least 1")
 
@@ -183,7 +185,9 @@ class _Attempt:
         if not context.allow(what, self.witness):
             return None, misses
         tokens = sum(1 for node in self.demand.packed if kind_of(node) is not None)
-        ragged = self._rewrite(context, options)
+        counter = PlaceCounter(context, host=options.mode == "host")
+        ragged = self._rewrite(context, options, counter)
+        misses += counter.misses
         context.facts.setdefault(RAGGED_FACT, []).append(ragged)
         places = "; ".join(self.demand.kept.terms)
         context.report.facts[f"places kept ({self.witness.name})"] = places
@@ -226,15 +230,15 @@ class _Attempt:
         return {node for node in self.demand.regions if node in self.demand.packed}
 
     # --------------------------------------------------------------------------------------------- rewriting
-    def _rewrite(self, context: PassContext, options: EliminatePadding) -> Ragged:
+    def _rewrite(self, context: PassContext, options: EliminatePadding, counter: PlaceCounter) -> Ragged:
         editor = context.editor
         output = next(iter(self.graph_module.graph.find_nodes(op="output")))
         order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
         with editor.at(before=output, like=self.witness):
-            index = self._index(options)
+            index = self._index(options, counter)
             packer = Packer(editor, self.layout, self.demand.packed, index)
             axes = {"b": (index.batch_size, 0)}
-            exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()))
+            exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()), counter)
             for node in sorted(self.demand.packed, key=order.__getitem__):
                 packer.packed(node)
             for node in sorted(self.demand.packed, key=order.__getitem__):
@@ -305,12 +309,11 @@ class _Attempt:
         filled: fx.Node = editor.call(aten.reshape.default, editor.call(aten.logical_or.default, flat, extra), shape)
         return filled
 
-    def _index(self, options: EliminatePadding) -> PackedIndex:
+    def _index(self, options: EliminatePadding, counter: PlaceCounter) -> PackedIndex:
         editor = self.context.editor
         mask = self._dense_mask(self.demand.kept.mask)
         if options.mode == "bucket":
             mask = self._filled(mask, options.multiple)
-        places = editor.call(aten.nonzero.default, editor.call(aten.reshape.default, mask, [-1]))
-        flat = editor.call(aten.reshape.default, places, [-1])
+        flat = counter.places(mask, f"packed tokens of {self.witness.name}")
         batch_size, length = (editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence))
         return PackedIndex(mask, flat, batch_size, length)

@@ -246,6 +246,20 @@ def _copied(graph_module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph_module, graph)
 
 
+def data_dependent(graph_module: fx.GraphModule) -> list[str]:
+    """Operators whose answer, or its size, needs the device's memory to be read."""
+    tags = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+    return [
+        node.name for node in graph_module.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and tags & set(node.target.tags)
+        and (node.target is not torch.ops.aten.index.Tensor or _by_mask(node))
+    ]  # fmt: skip
+
+
+def _by_mask(node: fx.Node) -> bool:
+    return any(isinstance(i, fx.Node) and i.meta["val"].dtype == torch.bool for i in node.args[1])  # type: ignore[union-attr]
+
+
 def pair_values(graph_module: fx.GraphModule, length: Any) -> list[fx.Node]:
     """Floating values with two dimensions of the padded length: what fusion must not leave behind."""
     return [
