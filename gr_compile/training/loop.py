@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from gr_compile.benchmarking.flops import peak_flops, synchronize
+from gr_compile.benchmarking.memory import PeakMemory
 from gr_compile.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from gr_compile.training.data.batches import Batch, SequenceBatches, Split
 from gr_compile.training.data.interactions import InteractionData
-from gr_compile.training.flops import peak_flops, synchronize
-from gr_compile.training.memory import PeakMemory
 from gr_compile.training.metrics import Quality, excluded, quality, ranks
 from gr_compile.training.models import ModelCase
 from gr_compile.training.reporting import EpochRecord, Reporter, SilentReporter

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gr_compile.benchmarking.flops import ModelCost
+from gr_compile.benchmarking.model_cost import hstu_cost, sasrec_cost, stu_cost
 from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
 from gr_compile.model_zoo.stu import STU, STUConfig
 from gr_compile.training.data.batches import Batch
-from gr_compile.training.flops import ModelCost
 
 NAMES = ("hstu", "stu", "sasrec")
 
@@ -74,9 +75,7 @@ def _hstu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCas
         linear_dim=settings.head_dim,
         dropout=settings.dropout,
     )
-    inner = settings.num_heads * settings.head_dim
-    cost = _cost(settings, num_items, 4 * settings.embedding_dim * inner + inner * settings.embedding_dim)
-    return ModelCase(HSTU(config), lambda batch: (batch.item_ids, batch.timestamps), cost)
+    return ModelCase(HSTU(config), lambda batch: (batch.item_ids, batch.timestamps), hstu_cost(config))
 
 
 def _stu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
@@ -91,10 +90,9 @@ def _stu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase
         max_attn_len=settings.max_attn_len,
         dropout=settings.dropout,
     )
-    inner = settings.num_heads * settings.head_dim
-    weights = 4 * settings.embedding_dim * inner + 3 * inner * settings.embedding_dim
-    cost = _cost(settings, num_items, weights, settings.max_attn_len)
-    return ModelCase(STU(config), lambda batch: (batch.item_ids, batch.timestamps, batch.lengths), cost)
+    return ModelCase(
+        STU(config), lambda batch: (batch.item_ids, batch.timestamps, batch.lengths), stu_cost(config)
+    )
 
 
 def _sasrec(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
@@ -108,15 +106,4 @@ def _sasrec(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelC
         feedforward_dim=4 * dim,
         dropout=settings.dropout,
     )
-    weights = settings.num_layers * (4 * dim * dim + 8 * dim * dim)
-    cost = ModelCost(weights, settings.num_layers * 2 * dim, dim * (num_items + 1))
-    return ModelCase(SASRec(config), lambda batch: (batch.item_ids,), cost)
-
-
-def _cost(settings: ModelSettings, num_items: int, layer_weights: int, window: int = 0) -> ModelCost:
-    return ModelCost(
-        token_weights=settings.num_layers * layer_weights,
-        pair_width=settings.num_layers * settings.num_heads * 2 * settings.head_dim,
-        head_weights=settings.embedding_dim * (num_items + 1),
-        window=window,
-    )
+    return ModelCase(SASRec(config), lambda batch: (batch.item_ids,), sasrec_cost(config))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gr_compile.benchmarking.flops import ModelCost, step_flops, utilisation
 from gr_compile.training.data.batches import Batch
-from gr_compile.training.flops import ModelCost, step_flops
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Speed:
     """Medians over the steps of a run, so that the few steps that compiled do not count.
 
     step_seconds: one optimizer step. tokens_per_second: valid tokens. useful_flops_per_second: formula in
-    flops.py. mfu: that over `peak_flops` (0 when the peak was not measured). warm_up_seconds: what the slow
-    steps (more than 3 times the median; compilation) took beyond the median.
+    benchmarking/flops.py. mfu: that over `peak_flops` (0 when the peak was not measured). warm_up_seconds:
+    what the slow steps (more than 3 times the median; compilation) took beyond the median.
     """
 
     steps: int
@@ -30,7 +30,7 @@ class Speed:
 
     def against(self, peak_flops: float) -> Speed:
         """The same with another peak: runs that are compared share one."""
-        mfu = self.useful_flops_per_second / peak_flops if peak_flops else 0.0
+        mfu = utilisation(self.useful_flops_per_second, 1.0, peak_flops)
         return replace(self, peak_flops=peak_flops, mfu=mfu)
 
 
@@ -62,6 +62,6 @@ class StepClock:
             tokens_per_second=statistics.median(t / s for t, s in zip(self.tokens, self.seconds)),
             useful_flops_per_second=flops,
             peak_flops=peak_flops,
-            mfu=flops / peak_flops if peak_flops else 0.0,
+            mfu=utilisation(flops, 1.0, peak_flops),
             warm_up_seconds=sum(s - median for s in self.seconds if s > 3 * median),
         )

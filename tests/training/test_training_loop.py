@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from gr_compile.benchmarking.memory import PeakMemory
 from gr_compile.training.checkpoint import CheckpointError, read_checkpoint
 from gr_compile.training.data.synthetic import SyntheticSettings, generate
 from gr_compile.training.loop import Trainer, TrainingError
-from gr_compile.training.memory import PeakMemory
 from gr_compile.training.models import NAMES, ModelSettings
 from gr_compile.training.settings import TrainSettings
 from gr_compile.training.variants import build_seeded
