@@ -2,7 +2,8 @@
 
     python benchmarks/padded_hstu.py --batch 16 --length 1024 --fill 0.15 --mode training
 
-Lengths: exp(normal(mu, 0.8)) clipped to [1, N], mu solved for the stated mean fill, seed 7. Medians of `--repeats`.
+Lengths are those of `gr-compile bench`, which also has processes apart, memory, MFU and peers; here all variants share
+one process, to be profiled. Medians of `--repeats`.
 Prints one JSON object. The catalogue is small (`--items`), so that the layers and not the loss are measured.
 """
 
@@ -18,30 +19,14 @@ from collections.abc import Callable
 import torch
 
 import gr_compile
+from gr_compile.benchmarking.lengths import sequences_for
 from gr_compile.model_zoo import HSTU, HSTUConfig
-
-
-def lengths_for(fill: float, batch: int, length: int) -> torch.Tensor:
-    """[batch] int64 lengths of the stated mean fill."""
-    if fill >= 1:
-        return torch.full((batch,), length)
-    noise = torch.randn(batch, generator=torch.Generator().manual_seed(7))
-    low, high = -10.0, 20.0
-    for _ in range(60):
-        mu = (low + high) / 2
-        drawn = torch.exp(mu + 0.8 * noise).clamp(1, length)
-        low, high = (mu, high) if drawn.mean() < fill * length else (low, mu)
-    return torch.exp(low + 0.8 * noise).clamp(1, length).long()
 
 
 def inputs_for(fill: float, batch: int, length: int, items: int) -> tuple[torch.Tensor, ...]:
     """item ids, timestamps and targets, right padded."""
-    generator = torch.Generator().manual_seed(7)
-    valid = torch.arange(length) < lengths_for(fill, batch, length).unsqueeze(1)
-    ids = torch.randint(1, items + 1, (batch, length), generator=generator) * valid
-    stamps = torch.randint(0, 10**7, (batch, length), generator=generator).sort(dim=1).values
-    targets = torch.randint(1, items + 1, (batch, length), generator=generator) * valid
-    return ids, stamps, targets
+    made = sequences_for(fill, batch, length, items)
+    return made.item_ids, made.timestamps, made.targets
 
 
 def median_ms(step: Callable[[], None], repeats: int, warm_up: int) -> float:

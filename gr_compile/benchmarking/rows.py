@@ -1,0 +1,143 @@
+"""Rows of the three benchmarks from their runs: the stable fields of the --json file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gr_compile.benchmarking.benchmark import Case, Measured
+from gr_compile.benchmarking.flops import utilisation
+from gr_compile.benchmarking.runs import ContenderRun
+from gr_compile.benchmarking.settings import PRINCIPALS
+from gr_compile.benchmarking.workload import UsefulWork, useful_work
+
+MEBIBYTE = 2**20
+MISSING = ContenderRun("", 0.0, "")  # stands in for a contender without a run: all its numbers are None
+
+
+def speed_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a case: times of the three, gr_compile's utilisation and memory, eager's memory."""
+    return [_speed_row(case, runs, measured.peak_flops) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def memory_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a case: peaks above the start of the process, and gr_compile's share of eager's."""
+    return [_memory_row(case, runs) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def embedding_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a case: forward and backward of the three, and how many times faster than torch.compile."""
+    return [_embedding_row(case, runs) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def _speed_row(case: Case, runs: Sequence[ContenderRun], peak: float) -> dict[str, Any]:
+    eager, compiled, ours = (find(runs, name) for name in PRINCIPALS)
+    work = useful_work(case.settings, case.fill, case.mode)
+    seconds = ours.median()
+    return {
+        "fill": case.fill,
+        "mode": case.mode,
+        "eager_ms": _milliseconds(eager.median()),
+        "torch_compile_ms": _milliseconds(compiled.median()),
+        "gr_compile_ms": _milliseconds(seconds),
+        "speedup_vs_torch_compile": ratio(compiled.median(), seconds),
+        "mfu": _mfu(work, seconds, peak),
+        "hfu": utilisation(work.flops + work.recomputed, seconds, peak) if seconds else None,
+        "gemm_gflops": peak / 1e9,
+        "peak_mb": _mebibytes(ours),
+        "padded_peak_mb": _mebibytes(eager),
+    }
+
+
+def _memory_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
+    eager, ours = find(runs, "eager"), find(runs, "gr_compile")
+    return {
+        "fill": case.fill,
+        "mode": case.mode,
+        "max_seq_len": case.settings.max_seq_len,
+        "batch_size": case.settings.batch_size,
+        "num_layers": case.settings.num_layers,
+        "peak_mb": _mebibytes(ours),
+        "padded_peak_mb": _mebibytes(eager),
+        "ratio": ratio(_mebibytes(ours), _mebibytes(eager)),
+        "steady_peak_mb": _mebibytes(ours, steady=True),
+        "padded_steady_peak_mb": _mebibytes(eager, steady=True),
+        "steady_ratio": ratio(_mebibytes(ours, steady=True), _mebibytes(eager, steady=True)),
+    }
+
+
+def _embedding_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
+    work = useful_work(case.settings, case.fill, case.mode)
+    found: dict[str, Any] = {
+        "fill": case.fill,
+        "ids": work.places,
+        "valid_ids": work.tokens,
+        "embedding_dim": case.settings.embedding_dim,
+        "items": case.settings.items,
+    }
+    for part in ("forward", "backward"):
+        for name in PRINCIPALS:
+            found[f"{name}_{part}_ms"] = _milliseconds(find(runs, name).median(part))
+        theirs, ours = (find(runs, name).median(part) for name in ("torch_compile", "gr_compile"))
+        found[f"{part}_speedup_vs_torch_compile"] = ratio(theirs, ours)
+    return found
+
+
+def runs_as_json(measured: Measured) -> list[dict[str, Any]]:
+    """Everything that was measured, one entry a process."""
+    return [
+        _run_as_json(case, run, measured.peak_flops)
+        for case, runs in zip(measured.cases, measured.runs)
+        for run in runs
+    ]
+
+
+def _run_as_json(case: Case, run: ContenderRun, peak: float) -> dict[str, Any]:
+    work = useful_work(case.settings, case.fill, case.mode)
+    seconds = run.median()
+    return {
+        "contender": run.contender,
+        "fill": run.fill,
+        "mode": run.mode,
+        "max_seq_len": case.settings.max_seq_len,
+        "tokens": work.tokens,
+        "real_fill": work.tokens / work.places,
+        "status": run.status,
+        "reason": run.reason,
+        "step_ms": _milliseconds(seconds),
+        "forward_ms": _milliseconds(run.median("forward")),
+        "backward_ms": _milliseconds(run.median("backward")),
+        "samples_ms": [1e3 * sample for sample in run.samples.get("step", [])],
+        "first_step_s": run.first_seconds,
+        "compile_s": run.compile_seconds,
+        "cold": run.cold,
+        "peak_mb": _mebibytes(run),
+        "steady_peak_mb": _mebibytes(run, steady=True),
+        "useful_gflop": work.flops / 1e9,
+        "mfu": _mfu(work, seconds, peak),
+        "deviation": run.deviation,
+    }
+
+
+def find(runs: Sequence[ContenderRun], name: str) -> ContenderRun:
+    """The contender's run, or one without numbers."""
+    return next((run for run in runs if run.contender == name), MISSING)
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """The quotient; None where a number is missing."""
+    return above / below if above is not None and below else None
+
+
+def _mfu(work: UsefulWork, seconds: float | None, peak: float) -> float | None:
+    return utilisation(work.flops, seconds, peak) if seconds and work.flops and peak else None
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _mebibytes(run: ContenderRun, steady: bool = False) -> float | None:
+    if run.footprint is None:
+        return None
+    return (run.footprint.steady_peak if steady else run.footprint.peak) / MEBIBYTE

@@ -1,0 +1,90 @@
+"""What a benchmark measures: sizes, fills, modes; and the presets of `gr-compile bench`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+Mode = Literal["inference", "training"]
+MODES: tuple[Mode, ...] = ("inference", "training")
+MODELS = ("hstu", "stu", "sasrec", "lookup")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONTENDERS = ("eager", "torch_compile", "gr_compile", "flex_attention", "nested", "rectools")
+PRINCIPALS = ("eager", "torch_compile", "gr_compile")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Sizes are B, N, D, H, dqk = dv and V; `fills` are shares of valid places; `repeats` are rounds in which
+    every contender has its turn. `memory_limit` (GiB) is the most that one process may allocate; None is what
+    the machine has available when the process starts."""
+
+    model: str = "hstu"
+    dtype: str = "float32"
+    threads: int = 2
+    batch_size: int = 16
+    max_seq_len: int = 1024
+    embedding_dim: int = 256
+    num_heads: int = 4
+    head_dim: int = 64
+    num_layers: int = 2
+    items: int = 1000
+    fills: tuple[float, ...] = (0.15, 0.5, 1.0)
+    modes: tuple[Mode, ...] = MODES
+    repeats: int = 5
+    passes: str = "default"
+    contenders: tuple[str, ...] = CONTENDERS
+    memory_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, MODELS)
+        _one_of("dtype", self.dtype, tuple(DTYPES))
+        for name in self.contenders:
+            _one_of("contender", name, CONTENDERS)
+        for field in ("threads", "batch_size", "max_seq_len", "embedding_dim", "num_heads", "head_dim",
+                      "num_layers", "items", "repeats"):  # fmt: skip
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
+        for fill in self.fills:
+            if not 0 < fill <= 1:
+                raise ValueError(f"a fill is a share of the places within 0..1, not {fill}")
+        if self.memory_limit is not None and self.memory_limit <= 0:
+            raise ValueError(f"the memory limit must be above 0 GiB, not {self.memory_limit}")
+        if self.model == "sasrec" and self.embedding_dim != self.num_heads * self.head_dim:
+            raise ValueError("sasrec needs embedding_dim = num_heads * head_dim")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+
+
+# The published configuration, and one that fits into three minutes on two cores: mostly compilation.
+SPEED = {
+    False: BenchSettings(),
+    True: BenchSettings(batch_size=8, max_seq_len=256, num_layers=1, fills=(0.15,), repeats=3),
+}
+
+# N by mode: one layer whose padded form still fits into 24 GiB.
+MEMORY_LENGTHS: dict[bool, dict[Mode, int]] = {
+    False: {"inference": 8192, "training": 4096},
+    True: {"inference": 2048, "training": 1024},
+}
+MEMORY = BenchSettings(
+    batch_size=2, num_layers=1, fills=(0.5,), repeats=1, contenders=("eager", "gr_compile")
+)
+
+# A million ids, half of them padding.
+_LOOKUP = BenchSettings(
+    "lookup", embedding_dim=128, fills=(0.5,), modes=("training",), contenders=PRINCIPALS
+)
+EMBEDDING = {
+    False: replace(_LOOKUP, batch_size=1000, max_seq_len=1000, items=100_000),
+    True: replace(_LOOKUP, batch_size=250, max_seq_len=400, items=10_000, repeats=3),
+}
