@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ def draw_speed(path: Path, title: str, rows: list[dict[str, Any]], runs: list[di
     shares: Series = {name: [row[name] for row in rows] for name in ("mfu", "hfu")}
     figure, axes = _figure(3, title, len(groups))
     _bars(axes[0], groups, times, "ms a step (log)", log=True)
-    _bars(axes[1], groups, shares, f"share of {rows[0]['gemm_gflops']:.0f} GFLOP/s" if rows else "share")
-    _bars(axes[2], groups, memory, "peak above the start, MiB (log)", log=True)
+    peak = f"{rows[0]['gemm_gflops']:.0f} GFLOP/s" if rows else "the peak"
+    _bars(axes[1], groups, shares, f"share of {peak}", shown=lambda value: f"{value:.1%}")
+    _bars(axes[2], groups, memory, "peak above the start, MiB")
     axes[1].set_ylim(0, 1)
     _save(figure, path)
 
@@ -74,7 +75,18 @@ def _figure(panels: int, title: str, groups: int) -> tuple[Any, Any]:
     return figure, figure.subplots(panels, 1, squeeze=False)[:, 0]
 
 
-def _bars(axis: Any, groups: Sequence[str], series: Series, label: str, log: bool = False) -> None:
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 10 else f"{value:,.0f}"
+
+
+def _bars(
+    axis: Any,
+    groups: Sequence[str],
+    series: Series,
+    label: str,
+    log: bool = False,
+    shown: Callable[[float], str] = _number,
+) -> None:
     width = 0.84 / max(len(series), 1)
     for index, (name, values) in enumerate(series.items()):
         places = [group + (index - (len(series) - 1) / 2) * width for group in range(len(groups))]
@@ -84,7 +96,7 @@ def _bars(axis: Any, groups: Sequence[str], series: Series, label: str, log: boo
         text = LABELS.get(name, name.upper())
         colour = COLOURS.get(name, COLOURS["gr_compile"] if name == "mfu" else COLOURS["eager"])
         bars = axis.bar([p for p, _ in known], [v for _, v in known], width, label=text, color=colour)
-        axis.bar_label(bars, [_short(value) for _, value in known], fontsize=7, padding=1)
+        axis.bar_label(bars, [shown(value) for _, value in known], fontsize=7, padding=1)
     if log:
         axis.set_yscale("log")
     axis.margins(y=0.15)
@@ -93,12 +105,6 @@ def _bars(axis: Any, groups: Sequence[str], series: Series, label: str, log: boo
     axis.spines[["top", "right"]].set_visible(False)
     if series:
         axis.legend(fontsize=7, ncols=len(series), frameon=False, loc="upper left", bbox_to_anchor=(0, 1.16))
-
-
-def _short(value: float) -> str:
-    if value < 1:
-        return f"{value:.0%}"
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def _save(figure: Any, path: Path) -> None:
