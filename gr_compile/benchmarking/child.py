@@ -74,7 +74,7 @@ def serve(job: Job, pipe: Connection) -> None:
         return
     except Exception as error:
         kind = "out of memory" if is_out_of_memory(error) else "failed"
-        pipe.send((kind, " ".join(f"{type(error).__name__}: {error}".split())))
+        pipe.send((kind, in_one_line(error)))
 
 
 class _Contestant:
@@ -129,6 +129,12 @@ def load_libraries() -> None:
     import gr_compile.lowering.inductor
 
     gr_compile.list_passes()
+
+
+def in_one_line(error: Exception, longest: int = 300) -> str:
+    """What failed; a compiler's message may go on for pages."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= longest else text[: longest - 4] + " ..."
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -87,7 +87,7 @@ def make_run(name: str, workload: Workload, passes: str) -> Run:
         return NestedSASRec(module)
     if name == "flex_attention":
         assert isinstance(module, SASRec)
-        module = FlexSASRec(module)
+        return FlexSASRec(module, compiled=True)
     compiled: Run = torch.compile(module)
     return compiled
 

@@ -14,24 +14,32 @@ from gr_compile.model_zoo.sasrec import SASRec, SASRecLayer
 
 
 class FlexSASRec(nn.Module):
-    """Padded as before; attention through `flex_attention` with a block mask of causal and valid pairs."""
+    """Padded as before; attention through `flex_attention` with a block mask of causal and valid pairs.
 
-    def __init__(self, model: SASRec) -> None:
+    The block mask depends on the lengths, so every call makes one, outside of what is compiled.
+    """
+
+    def __init__(self, model: SASRec, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.run = torch.compile(self.run_masked) if compiled else self.run_masked
 
     def forward(self, item_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         """As SASRec's."""
+        lengths = (item_ids != 0).sum(dim=1)
+        return self.run(item_ids, lengths, causal_mask(lengths, *item_ids.shape), targets)
+
+    def run_masked(
+        self, item_ids: torch.Tensor, lengths: torch.Tensor, mask: BlockMask, targets: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The model, given who attends to whom. `lengths` [B] int64."""
         model = self.model
-        valid = item_ids != 0
-        batch_size, n = item_ids.shape
-        lengths = valid.sum(dim=1)
-        mask = causal_mask(lengths, batch_size, n)
+        n = item_ids.size(1)
         x = model.item_embedding(item_ids) + model.position_embedding(torch.arange(n, device=item_ids.device))
         x = model.input_norm(x)
         for layer in cast("list[SASRecLayer]", model.layers):
             x = _after_attention(layer, x, _flex_attend(layer, x, mask))
-        states = x * valid.unsqueeze(-1)
+        states = x * (item_ids != 0).unsqueeze(-1)
         if targets is None:
             return F.linear(state_at(states, lengths - 1), model.item_embedding.weight)
         return next_item_loss(F.linear(states, model.item_embedding.weight), targets)
@@ -75,7 +83,10 @@ class NestedSASRec(nn.Module):
 def _flex_attend(layer: SASRecLayer, x: torch.Tensor, mask: BlockMask) -> torch.Tensor:
     batch_size, n, dim = x.shape
     heads = (batch_size, n, layer.num_heads, dim // layer.num_heads)
-    q, k, v = (linear(x).view(heads).transpose(1, 2) for linear in (layer.query, layer.key, layer.value))
+    # Contiguous: inductor's CPU template reads the four sizes from the buffer that a query is a view of.
+    q, k, v = (
+        linear(x).view(heads).transpose(1, 2).contiguous() for linear in (layer.query, layer.key, layer.value)
+    )
     attended = flex_attention(q, k, v, block_mask=mask)
     out: torch.Tensor = layer.out(attended.transpose(1, 2).reshape(batch_size, n, dim))
     return out

@@ -103,7 +103,7 @@ def _bars(
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel(label, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    if series:
+    if axis.containers:
         axis.legend(fontsize=7, ncols=len(series), frameon=False, loc="upper left", bbox_to_anchor=(0, 1.16))
 
 

@@ -73,6 +73,11 @@ def test_what_says_that_memory_is_out():
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shapes"))
 
 
+def test_a_reason_is_one_line_of_readable_length():
+    found = child.in_one_line(ValueError("first\nsecond " + "x" * 10_000))
+    assert found.startswith("ValueError: first second") and len(found) <= 300 and "\n" not in found
+
+
 def test_a_process_offers_to_die_first(tmp_path, monkeypatch):
     score = tmp_path / "score"
     monkeypatch.setattr(child, "Path", lambda name: score)
