@@ -39,6 +39,7 @@ from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_masks import MasksInside, scores_of
 from gr_compile.analysis.region_support import support, visible
 from gr_compile.analysis.support import live, nonzero
+from gr_compile.analysis.tame import untamed
 
 _ROUNDS = 6
 
@@ -90,6 +91,7 @@ class DemandAnalysis:
         self._scores = {node for region in self.regions.values() for node in scores_of(region)}
         self.dense_keys: set[fx.Node] = set()
         self.blocked_keys: dict[fx.Node, str] = {}
+        self.untamed: dict[fx.Node, fx.Node] = {}
         self.fixed: dict[str, tuple[str, Expr]] = {}
         self.dense: list[Dense] = []
         self.kept = KeptPlaces()
@@ -230,11 +232,22 @@ class DemandAnalysis:
 
     def _region_read(self, node: fx.Node, user: fx.Node, region: Region, indices: tuple[Expr, ...]) -> Read:
         side = self._side(node, region, indices)
+        if side is not None and not self._may_hold_anything(node, region):
+            return Read(node, self.untamed[node], TRUE, "attention")
         if side == "i" and region.node in self.packed:
             return Read(node, region.node, FALSE, "queries")
         if side == "j" and region.node not in self.dense_keys and not self._masks.inside(node, region, self._interior):
             return Read(node, region.node, self._direct_keys(region), "keys")
         return Read(node, user, TRUE, "attention")
+
+    def _may_hold_anything(self, node: fx.Node, region: Region) -> bool:
+        """Whether attention takes any constant at the padded places of `node`, without making inf or nan of it."""
+        if self.pads.of(node).known:
+            return True
+        wild = untamed(node, self._interior.__contains__, region.node)
+        if wild is not None:
+            self.untamed[node] = wild
+        return wild is None
 
     def _side(self, node: fx.Node, region: Region, indices: tuple[Expr, ...]) -> str | None:
         for name, extent in region.extents.items():
@@ -402,6 +415,13 @@ class DemandAnalysis:
             return Dense(
                 read.node, read.user, "an output holds what the model computes at padded places, no constant",
                 "declare the padding (padding={argument: pad id, lengths or mask}) or set padded_outputs='zero'",
+            )  # fmt: skip
+        if read.user is self.untamed.get(read.node):
+            return Dense(
+                read.node, read.user,
+                f"{read.user.target} of attention may make inf or nan of what padded places hold, "
+                "and nan times 0 reaches gradients",
+                "mask with a large negative number instead of -inf, or add a small number to what divides",
             )  # fmt: skip
         if read.user in self.regions or read.user in self._interior:
             reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")

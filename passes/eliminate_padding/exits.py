@@ -13,6 +13,7 @@ from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import TRUE, Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
 from gr_compile.analysis.reads import PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
+from gr_compile.analysis.tame import only_multiplied
 from gr_compile.passes.eliminate_padding.counting import PlaceCounter
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.packed import Packer
@@ -72,11 +73,13 @@ class Exits:
         return found if isinstance(found, fx.Node) and found is not user else None
 
     def _dense(self, node: fx.Node, user: fx.Node) -> fx.Node:
-        """What nobody reads still runs through dense operators: 1, as x / 0 there would give 0 * inf in a gradient."""
+        """What nobody reads still runs through dense operators: 0 where they multiply it, so that no score is large;
+        else 1, as x / 0 there would give 0 * inf in a gradient."""
         if node not in self._unpacked:
             fill = self.demand.pads.of(node).fill
             if fill is None:
-                fill = float(node.meta["val"].dtype.is_floating_point)
+                multiplied = only_multiplied(node, self.demand.is_exit)
+                fill = float(node.meta["val"].dtype.is_floating_point and not multiplied)
             self._unpacked[node] = self.packer.unpacked(node, typed(fill, node))
         return self._unpacked[node]
 

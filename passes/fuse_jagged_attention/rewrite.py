@@ -15,6 +15,7 @@ from gr_compile.analysis.expr import Expr, Ranges, const, index, load, make, reb
 from gr_compile.analysis.intervals import key_interval
 from gr_compile.analysis.operators import Permute, Reshape, kind_of
 from gr_compile.analysis.region import Region, RegionFinder
+from gr_compile.analysis.steps import decided_by_rounding
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.score_program import ScoreProgram
 from gr_compile.passes.fuse_jagged_attention.sides import OperandBuilder, Side, base_of, size_node
@@ -103,6 +104,9 @@ class _Fuser:
         strange = {part.op for part in walk(*self._expressions()) if part.op in ("dot", "softmax", "safe_softmax")}
         if strange:
             raise Blocked(f"a {strange.pop()} inside the score", region.node)
+        rounded = decided_by_rounding(region, self.dims, leaves)
+        if rounded is not None:
+            raise Blocked("the score is compared with a value of the same products, equal to one of them", rounded)
         post = "" if region.post is None else f", post {region.post}"
         return f"score {region.score}{post}"
 

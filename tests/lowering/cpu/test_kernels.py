@@ -42,23 +42,35 @@ def gradients(out: Tensor, case: Case) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(operands, found)]
 
 
-def distance(got: Tensor, want: Tensor) -> float:
-    """Relative to the tensor's norm."""
+def distance(got: Tensor, want: Tensor, least: float = 1e-12) -> float:
+    """Relative to the tensor's norm, or to `least` where that is more."""
     if not want.numel():
         return 0.0
     assert torch.equal(got.isnan(), want.isnan())
-    got, want = got.detach().double().nan_to_num(), want.detach().double().nan_to_num()
-    return float((got - want).norm() / want.norm().clamp(min=1e-12))
+    got, want = numbers(got), numbers(want)
+    return float((got - want).norm() / want.norm().clamp(min=least))
+
+
+def numbers(values: Tensor) -> Tensor:
+    return values.detach().double().nan_to_num()
 
 
 def check(seed: int, shapes: Shapes = SMALL) -> None:
-    """A float32 kernel against the dense program in float64."""
+    """A float32 kernel against the dense program in float64.
+
+    A gradient that cancels to 0 (what a softmax adds to all keys alike) is as exact as the sums that it is the
+    difference of: 1 % of the largest gradient counts. Scores of millions leave float32 few digits: there a gradient
+    is as close as the dense program's in float32.
+    """
     case, exact = generate(seed, torch.float32, shapes), generate(seed, torch.float64, shapes)
     out, found = kernel_results(case)
     text = f"seed {seed}: {case.program.score} | {case.program.post}"
     assert distance(out, exact.dense_out) < 1e-5, text
-    for number, (got, want) in enumerate(zip(found, gradients(exact.dense_out, exact))):
-        assert distance(got, want) < 1e-4, f"gradient {number} of {text}"
+    wanted, dense = gradients(exact.dense_out, exact), gradients(case.dense_out, case)
+    least = max([1e-10, *(0.01 * float(numbers(want).norm()) for want in wanted)])
+    for number, (got, want, other) in enumerate(zip(found, wanted, dense)):
+        allowed = max(1e-4, 2 * distance(other, want, least))
+        assert distance(got, want, least) < allowed, f"gradient {number} of {text}"
 
 
 @pytest.fixture(autouse=True)
