@@ -9,27 +9,16 @@ compiled graph itself; nothing is assumed of it. A value of which *every* place 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
+from gr_compile.analysis.closure import Closure, KeptPlaces
 from gr_compile.analysis.element import Elements
-from gr_compile.analysis.expr import (
-    FALSE,
-    TRUE,
-    Expr,
-    and_,
-    compare,
-    index,
-    load,
-    not_,
-    or_,
-    substitute,
-    walk,
-)
-from gr_compile.analysis.implies import implies, project
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, and_, index, or_, substitute
+from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_rows import PadRows
 from gr_compile.analysis.pad_value import Pad, PadValues
@@ -37,8 +26,8 @@ from gr_compile.analysis.places import Places
 from gr_compile.analysis.reads import SHAPE_ONLY, Read, Readers
 from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_masks import MasksInside, scores_of
-from gr_compile.analysis.region_support import support, visible
-from gr_compile.analysis.support import live, nonzero
+from gr_compile.analysis.region_support import blind_rows_are_zero, support, visible
+from gr_compile.analysis.support import nonzero
 from gr_compile.analysis.tame import untamed
 
 _ROUNDS = 6
@@ -52,28 +41,6 @@ class Dense:
     user: fx.Node
     reason: str
     hint: str
-
-
-@dataclass
-class KeptPlaces:
-    """The places that are kept.
-
-    Attributes:
-        mask: M over b and n; loads of the names in `closures` stand for derived masks.
-        closures: name -> ("suffix", mask): every place up to the last one of mask;
-            or ("rows", mask): all places of a sequence that has a place in mask;
-            or ("none", mask): all places of a sequence that has none.
-        terms: what contributed, in words.
-    """
-
-    mask: Expr = FALSE
-    closures: dict[str, tuple[str, Expr]] = field(default_factory=dict)
-    terms: list[str] = field(default_factory=list)
-
-    @property
-    def suffix_closed(self) -> frozenset[str]:
-        """Names whose masks hold every place before one that they hold."""
-        return frozenset(name for name, (kind, _) in self.closures.items() if kind == "suffix")
 
 
 class DemandAnalysis:
@@ -90,17 +57,20 @@ class DemandAnalysis:
         self.regions = {region.node: region for region in regions}
         self._scores = {node for region in self.regions.values() for node in scores_of(region)}
         self.dense_keys: set[fx.Node] = set()
-        self.blocked_keys: dict[fx.Node, str] = {}
         self.untamed: dict[fx.Node, fx.Node] = {}
-        self.fixed: dict[str, tuple[str, Expr]] = {}
         self.dense: list[Dense] = []
-        self.kept = KeptPlaces()
-        self.pads = PadValues(pull, layout, places, self._region_pads(), self._sequences_without)
+        self.closure = Closure(pull, layout)
+        self.pads = PadValues(pull, layout, places, self._region_pads(), self.closure.sequences_without)
         self.rows = PadRows(layout, self.pads)
         self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {})
         self._masks = MasksInside(pull, layout)
         self.packed: set[fx.Node] = set()
         self.reads: list[Read] = []
+
+    @property
+    def kept(self) -> KeptPlaces:
+        """The places to keep."""
+        return self.closure.kept
 
     # ---------------------------------------------------------------------------------------------- solve
     def solve(self) -> bool:
@@ -135,19 +105,10 @@ class DemandAnalysis:
     def rows_are_kept(self, node: fx.Node, user: fx.Node) -> bool:
         """Every row that `user` reads of `node` is among the packed ones."""
         found = [read for read in self.reads if read.node is node and read.user is user]
-        facts = self._closure_facts()
+        facts = self.closure.facts()
         return bool(found) and all(
             read.rows and implies(self.pull.ranges, and_(read.where, *facts), self.kept.mask) for read in found
         )
-
-    def _closure_facts(self) -> list[Expr]:
-        """A closure holds what it closes."""
-        here = (index("b"), index("n"))
-        return [
-            or_(not_(mask), load(name, here if kind == "suffix" else here[:1], "b"))
-            for name, (kind, mask) in self.kept.closures.items()
-            if kind != "none"
-        ]
 
     def _packable(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
@@ -175,20 +136,9 @@ class DemandAnalysis:
 
     def _bounded(self, needed: Expr) -> Expr:
         """The places where they can be computed and are not all of them, else TRUE."""
-        if needed is TRUE or needed.free - {"b", "n"} or not self._computable(needed):
+        if needed is TRUE or needed.free - {"b", "n"} or not self.closure.computable(needed):
             return TRUE
         return TRUE if implies(self.pull.ranges, TRUE, needed) else needed
-
-    def _computable(self, places: Expr) -> bool:
-        """The places must be known before anything is packed: from closed values only."""
-        for part in walk(places):
-            if part.op == "load" and part.args[0] not in self.kept.closures:
-                node = self.pull.nodes.get(part.args[0])
-                if node is None or not self.pull.closed(node):
-                    return False
-            if part.op in ("dot", "s", "sm", "softmax"):
-                return False
-        return True
 
     # ---------------------------------------------------------------------------------------------- reads
     def _reads(self, node: fx.Node) -> list[Read]:
@@ -262,16 +212,12 @@ class DemandAnalysis:
         query side whose keys are known to have these places: `_close` adds them."""
         if region.node in self.packed and region.key_atom is self.layout.sequence:
             return FALSE
-        if region.softmax and not self._blind_rows_are_zero(region):
+        if region.softmax and not blind_rows_are_zero(region):
             return self._keys_of_blind_queries(region)
-        keys = self._project(region, support(region), "j")
+        keys = self.closure.project(region, support(region), "j")
         if keys is TRUE:
-            self.blocked_keys[region.node] = "its mask does not bound the keys"
+            self.closure.blocked_keys[region.node] = "its mask does not bound the keys"
         return keys
-
-    def _blind_rows_are_zero(self, region: Region) -> bool:
-        """Only -inf masks under a safe softmax: a row without keys is 0, whatever its keys."""
-        return region.fully_masked == "zero" and not live(region.score).assumes_bounded_scores
 
     def _keys_of_blind_queries(self, region: Region) -> Expr:
         """The visible keys, and all places of a sequence without any: there a dense query averages over all keys.
@@ -279,33 +225,18 @@ class DemandAnalysis:
         seen = substitute(visible(region), region.definitions)
         keys = substitute(seen, {index("j"): index("n")})
         only = support(region) is visible(region)
-        if not only or seen.free - {"b", "j"} or keys is TRUE or not self._computable(keys):
-            self.blocked_keys[region.node] = "a query may see no key at all"
+        if not only or seen.free - {"b", "j"} or keys is TRUE or not self.closure.computable(keys):
+            self.closure.blocked_keys[region.node] = "a query may see no key at all"
             return TRUE
-        empty = self._sequences_without(keys)
+        empty = self.closure.sequences_without(keys)
         return or_(keys, empty) if empty is not None else TRUE
-
-    def _sequences_without(self, places: Expr) -> Expr | None:
-        """The sequences in which none of `places` is, by a name for it; None where that cannot be computed."""
-        if not self._computable(places):
-            return None
-        name = next((n for n, (_, known) in self.fixed.items() if known is places), f"empty_{len(self.fixed)}")
-        self.kept.closures[name] = self.fixed[name] = ("none", places)
-        return load(name, (index("b"),), "b")
-
-    def _project(self, region: Region, premise: Expr, side: str) -> Expr:
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
-        defined = substitute(premise, region.definitions)
-        projected = project(self.pull.ranges, defined, frozenset({"b", side}), suffix_closed=self.kept.suffix_closed)
-        return substitute(projected, {index(side): index("n")})
 
     def _region_pads(self) -> dict[fx.Node, Pad]:
         pads = {}
         for node, region in self.regions.items():
             if self._is_query_of(node):
                 zero = nonzero(region.post if region.post is not None else region.score)
-                places = self._project(region, zero, "i")
+                places = self.closure.project(region, zero, "i")
                 if places is not TRUE and places.free <= {"b", "n"}:
                     pads[node] = Pad(places, 0.0)
         return pads
@@ -313,101 +244,20 @@ class DemandAnalysis:
     # -------------------------------------------------------------------------------------------- closure
     def _close(self) -> bool:
         """The least M that holds every need and is closed under attention. False: a region's keys became dense."""
-        self.kept = KeptPlaces(closures=dict(self.fixed))
+        self.closure.restart()
         for read in self.reads:
-            self._add(self._needed(read), read.what)
+            self.closure.add(self._needed(read), read.what)
         queries = [region for node, region in self.regions.items() if node in self.packed]
         for _ in range(_ROUNDS):
             before = self.kept.mask
             for region in queries:
-                if region.node not in self.dense_keys and not self._close_region(region):
+                if region.node not in self.dense_keys and not self.closure.close(region):
                     self.dense_keys.add(region.node)
                     return False
             if self.kept.mask is before:
                 return True
         self.dense_keys.update(region.node for region in queries)
         return not queries
-
-    def _add(self, places: Expr, what: str) -> None:
-        mask = self.kept.mask
-        if places is FALSE or implies(self.pull.ranges, places, mask, suffix_closed=self.kept.suffix_closed):
-            return
-        self.kept.terms.append(f"{places} ({what})")
-        self.kept.mask = places if implies(self.pull.ranges, mask, places) else or_(mask, places)
-
-    def _close_region(self, region: Region) -> bool:
-        if region.key_atom is not self.layout.sequence:
-            return True
-        if not self._close_keys(region):
-            return False
-        return self._close_empty_rows(region)
-
-    def _close_keys(self, region: Region) -> bool:
-        allowed = support(region)
-        if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
-            return True
-        keys = self._project(region, allowed, "j")
-        if keys is TRUE or not self._computable(keys):
-            keys = self._project(region, and_(allowed, self._kept_at("i")), "j")
-        if keys is not TRUE and self._computable(keys):
-            self._add(keys, "keys that kept queries read")
-            if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
-                return True
-        if not self._proved(region, allowed, compare("ge", index("i"), index("j"), self.pull.ranges)):
-            self.blocked_keys[region.node] = "its mask does not keep queries from reading padded keys"
-            return False
-        self._suffix()
-        return self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j"))
-
-    def _suffix(self) -> None:
-        """Causal attention without a key mask reads everything before the last kept place."""
-        name = f"places_{len(self.kept.closures)}"
-        self.kept.closures[name] = ("suffix", self.kept.mask)
-        self.kept.terms.append("every place before a kept one (causal attention without a key mask)")
-        self.kept.mask = load(name, (index("b"), index("n")), "b")
-
-    def _close_empty_rows(self, region: Region) -> bool:
-        """A kept query that sees no key gives what the model gives only where all its keys are kept."""
-        if not region.softmax:
-            return True
-        if self._blind_rows_are_zero(region):
-            return True
-        visible = live(region.score).condition
-        if region.query_atom is not region.key_atom:
-            self.blocked_keys[region.node] = "a query may see no key at all"
-            return False
-        itself = substitute(visible, {index("j"): index("n"), index("i"): index("n")})
-        kept = self.kept.mask
-        if implies(self.pull.ranges, kept, itself, suffix_closed=self.kept.suffix_closed):
-            return True
-        if itself.free - {"b", "n"} or not self._computable(itself):
-            self.blocked_keys[region.node] = "a query may see no key at all"
-            return False
-        blind = and_(kept, not_(itself))
-        if self._kept_whole(blind):
-            return True
-        name = f"places_{len(self.kept.closures)}"
-        self.kept.closures[name] = ("rows", blind)
-        self.kept.terms.append("all places of a sequence in which a kept query sees no key")
-        self.kept.mask = or_(kept, load(name, (index("b"),), "b"))
-        return True
-
-    def _kept_whole(self, blind: Expr) -> bool:
-        """Every sequence with such a place is kept whole already."""
-        return any(
-            implies(self.pull.ranges, and_(blind, not_(load(name, (index("b"),), "b"))), mask)
-            for name, (kind, mask) in self.kept.closures.items()
-            if kind == "rows"
-        )
-
-    def _kept_at(self, side: str) -> Expr:
-        return substitute(self.kept.mask, {index("n"): index(side)})
-
-    def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
-        premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
-        return implies(self.pull.ranges, premise, conclusion, suffix_closed=self.kept.suffix_closed)
 
     # --------------------------------------------------------------------------------------------- misses
     def _dense(self, read: Read) -> Dense:
@@ -424,6 +274,6 @@ class DemandAnalysis:
                 "mask with a large negative number instead of -inf, or add a small number to what divides",
             )  # fmt: skip
         if read.user in self.regions or read.user in self._interior:
-            reason = next(iter(self.blocked_keys.values()), "it is read at places that cannot be bounded")
+            reason = next(iter(self.closure.blocked_keys.values()), "it is read at places that cannot be bounded")
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
         return Dense(read.node, read.user, f"{read.what} may read every place", "")

@@ -42,3 +42,8 @@ def _masks(folded: Expr) -> bool:
     return nonzero(folded) is FALSE or any(
         part.op == "const" and isinstance(part.args[0], float) and part.args[0] <= -1e3 for part in walk(folded)
     )
+
+
+def blind_rows_are_zero(region: Region) -> bool:
+    """Only -inf masks under a safe softmax: a row without keys is 0, whatever its keys."""
+    return region.fully_masked == "zero" and not live(region.score).assumes_bounded_scores

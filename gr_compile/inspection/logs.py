@@ -1,7 +1,8 @@
-"""`GR_COMPILE_LOGS=passes,misses,graphs,debug`: what gr_compile says through logging ("gr_compile").
+"""`GR_COMPILE_LOGS=passes,misses,graphs,kernels,debug`: what gr_compile says through logging ("gr_compile").
 
 passes: a line for each pass; misses: why candidates were left alone; graphs: the program after each pass;
-debug: everything. Without the variable no handler is installed and no level is set.
+kernels: which programs have no CPU kernel, and why; debug: everything. Without the variable no handler is
+installed and no level is set.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from gr_compile.graph_pass import StageEvent
 from gr_compile.inspection.program import ProgramError, print_program
 
-TOPICS = ("passes", "misses", "graphs", "debug")
+TOPICS = ("passes", "misses", "graphs", "kernels", "debug")
 _ROOT = "gr_compile"
 
 
@@ -54,7 +55,7 @@ def configure_logs(environment: Mapping[str, str] | None = None) -> None:
 
 def log_event(event: StageEvent) -> None:
     """A between-pass hook that tells the topic loggers; costs nothing while they are off."""
-    passes, misses, graphs = (logging.getLogger(f"{_ROOT}.{topic}") for topic in TOPICS[:-1])
+    passes, misses, graphs = (logging.getLogger(f"{_ROOT}.{topic}") for topic in TOPICS[:3])
     record, name = event.record, f"{event.report.model} [{event.report.compile_id}]"
     if record is not None:
         passes.info(

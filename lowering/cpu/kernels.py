@@ -29,7 +29,7 @@ from gr_compile.ops.attention_reference import attention
 from gr_compile.ops.jagged_attention import backward_inputs, inputs_of
 from gr_compile.ops.registry import LIBRARY
 
-_LOG = logging.getLogger("gr_compile.cpu")
+_LOG = logging.getLogger("gr_compile.kernels")
 _MOST_PLACES = 1 << 30
 
 

@@ -48,5 +48,5 @@ def test_topics(run, capsys, topics, shown, hidden):
 
 
 def test_unknown_topic():
-    with pytest.raises(LogsError, match=r"no such topic pases; topics: passes, misses, graphs, debug"):
+    with pytest.raises(LogsError, match=r"no such topic pases; topics: passes, misses, graphs, kernels, debug"):
         configure_logs({"GR_COMPILE_LOGS": "pases"})
