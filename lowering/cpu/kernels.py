@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gr_compile.lowering.cpu import call
-from gr_compile.lowering.cpu.build import BuildError, library
+from gr_compile.lowering.cpu.build import BuildError, Failure, library
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.lowering.cpu.source import Request, source
 from gr_compile.lowering.cpu.stages import wanted_leaves
@@ -47,15 +47,15 @@ def kernel(request: Request) -> ctypes._CFuncPtr | None:  # type: ignore[name-de
     except Unsupported as reason:
         _LOG.info("no kernel, the reference runs: %s", reason)
     except BuildError as error:
-        _warn_once(str(error))
+        _warn_once(error.failure)
     return None
 
 
-@functools.lru_cache(maxsize=1)
-def _warn_once(error: str) -> None:
+@functools.lru_cache(maxsize=64)
+def _warn_once(failure: Failure) -> None:
     warnings.warn(
         f"gr_compile cannot build kernels for the CPU; the jagged operators run by their reference, which is right "
-        f"and slow. {error}",
+        f"and slow (GR_COMPILE_CPU_KERNELS=0 chooses it without this warning): {failure}",
         stacklevel=2,
     )
 

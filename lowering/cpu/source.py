@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +59,6 @@ def source(request: Request) -> str:
     parts += [_dtypes(request), _tables(kernel), *([printer.grads()] if request.is_backward else [])]
     parts += [_Program(request, found, kernel, printer).text(), runtime("blocks.h"), runtime(tail)]
     return "\n".join(parts) + "\n"
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _kernel(request: Request, found: Stages) -> Kernel:

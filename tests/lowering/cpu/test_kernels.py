@@ -14,6 +14,7 @@ from torch import Tensor
 from gr_compile.analysis import expr as E
 from gr_compile.analysis.expr import const, index, load, make, size
 from gr_compile.lowering.cpu import kernels
+from gr_compile.lowering.cpu.build import Failure
 from gr_compile.ops import ScoreProgram
 from gr_compile.ops.attention_backward import attention_backward
 from gr_compile.ops.attention_reference import attention
@@ -75,8 +76,8 @@ def check(seed: int, shapes: Shapes = SMALL) -> None:
 
 @pytest.fixture(autouse=True)
 def _every_kernel_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(message: str) -> None:
-        raise AssertionError(message)
+    def fail(failure: Failure) -> None:
+        raise AssertionError(failure)
 
     monkeypatch.setattr(kernels, "_warn_once", fail)
 
