@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-_LOG = logging.getLogger("gr_compile.cpu")
+_LOG = logging.getLogger("gr_compile.kernels")
 _EXTRA_FLAGS = ("-fsigned-zeros", "-fno-math-errno", "-Wno-psabi", "-Wno-ignored-attributes")
 _SEAL = hashlib.sha256().digest_size
 _COMPILER_REMEDY = "Install g++ or clang++, or name one that works by CXX."

@@ -4,6 +4,7 @@ the answer is right, nobody waits, and what is wrong is said once."""
 from __future__ import annotations
 
 import errno
+import logging
 import multiprocessing
 import os
 import platform
@@ -153,6 +154,20 @@ def test_a_cache_that_cannot_be_written(name: str, cache: Path, temporary: Path,
     assert not list(temporary.iterdir())
 
 
+def test_the_log_says_why_a_kernel_is_not_kept(cache: Path) -> None:
+    said: list[str] = []
+    handler, log = logging.Handler(), logging.getLogger("gr_compile.kernels")
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    write(cache)
+    answer()
+    log.removeHandler(handler)
+    log.setLevel(level)
+    assert len(said) == 1 and str(cache) in said[0]
+
+
 def test_nowhere_to_build(new_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "TemporaryDirectory", fails(errno.ENOSPC))
     (said,) = run_operator()
@@ -252,9 +267,10 @@ def test_kernels_switched_off(cache: Path, new_process: Callable[[], None], monk
 # ------------------------------------------------------------------------------------------------------- processes beside us
 
 
-def slow_compiler(folder: Path, seconds: int) -> str:
-    """It notes that it began; it works for so long."""
-    return script(folder, f"#!/bin/sh\n{REAL}echo > {folder}/began-$$\nsleep {seconds}\nexec g++ \"$@\"\n")
+def waiting_compiler(folder: Path) -> str:
+    """It notes that it began, and works once there is a file `go`, or after some 20 s."""
+    wait = f"for n in $(seq 400); do [ -e {folder}/go ] && break; sleep 0.05; done"
+    return script(folder, f"#!/bin/sh\n{REAL}echo > {folder}/began-$$\n{wait}\nexec g++ \"$@\"\n")
 
 
 def began(folder: Path, count: int) -> None:
@@ -272,11 +288,12 @@ def build_in_child() -> None:
 def test_two_processes_build_one_kernel(
     tmp_path: Path, cache: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with by(slow_compiler(tmp_path, 1)):
+    with by(waiting_compiler(tmp_path)):
         children = [FORK.Process(target=build_in_child) for _ in range(2)]
         for child in children:
             child.start()
         began(tmp_path, 2)
+        (tmp_path / "go").touch()
         for child in children:
             child.join(30)
     assert [child.exitcode for child in children] == [42, 42]
@@ -286,7 +303,7 @@ def test_two_processes_build_one_kernel(
 
 
 def test_a_process_killed_while_it_builds(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with by(slow_compiler(tmp_path, 60)):
+    with by(waiting_compiler(tmp_path)):
         child = FORK.Process(target=build_in_child)
         child.start()
         began(tmp_path, 1)
