@@ -17,11 +17,12 @@ def define_operator(
 
     `reference` is registered as CompositeExplicitAutograd: every device has it until a kernel registers
     the device's own key. It must be functional (no output aliases an operand), and it is run outside
-    autocast by `outside_autocast` where it calls operators that autocast would cast. `tags`: those that it
-    has beside pt2_compliant_tag.
+    autocast by `outside_autocast` where it calls operators that autocast would cast. It must take operands of any
+    strides: Inductor lays them out as it likes (flexible_layout), instead of writing the parts of a split into
+    buffers that are as sparse as the views were. `tags`: further ones.
     """
     name = schema.split("(", 1)[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout, *tags))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gr::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.gr, name).default
