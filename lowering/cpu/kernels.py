@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,9 +41,13 @@ def enabled() -> bool:
 @functools.lru_cache(maxsize=1024)
 def kernel(request: Request) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
     """The entry of a kernel, built if need be; None where the reference has to do."""
-    name = "gr_attention_backward" if request.is_backward else "gr_attention_forward"
+    return entry(lambda: source(request), "gr_attention_backward" if request.is_backward else "gr_attention_forward")
+
+
+def entry(text: Callable[[], str], name: str) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
+    """The function `name` of a translation unit, built if need be; None, said once, where there is no kernel."""
     try:
-        return getattr(library(source(request)), name)
+        return getattr(library(text()), name)
     except Unsupported as reason:
         _LOG.info("no kernel, the reference runs: %s", reason)
     except BuildError as error:

@@ -54,7 +54,7 @@ def source(request: Request) -> str:
     found = stages(program, request.wanted)
     kernel = _kernel(request, found)
     tail = "backward.h" if request.is_backward else "forward.h"
-    parts = [_counts(found), *(runtime(x) for x in ("vector.h", "numeric.h", "product.h", "work.h"))]
+    parts = [_counts(found), *(runtime(x) for x in ("vector.h", "numeric.h", "product.h", "memory.h", "work.h"))]
     printer = Printer(kernel, found)
     parts += [_dtypes(request), _tables(kernel), *([printer.grads()] if request.is_backward else [])]
     parts += [_Program(request, found, kernel, printer).text(), runtime("blocks.h"), runtime(tail)]

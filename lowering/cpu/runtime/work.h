@@ -1,5 +1,6 @@
-// What forward and backward share: operands, memory, the hulls of rows, blocks of rows, operands in scratch memory.
+// What forward and backward share: operands, the hulls of rows, blocks of rows, operands in scratch memory.
 #pragma once
+#include "memory.h"
 #include "product.h"
 
 // Must be laid out as `Arguments` in gr_compile/lowering/cpu/call.py. Strides are in elements.
@@ -15,26 +16,6 @@ struct Args {
   void *out, *grad_q, *grad_k, *grad_v;
   float* const* grad_leaves;
 };
-enum Status : i64 { DONE = 0, NO_MEMORY = 1, TOO_WIDE = 2 };
-
-template <class T> struct Array {
-  T* data = nullptr;
-  bool allocate(i64 n) {
-    free(data);
-    size_t bytes = ((size_t)(n + 64) * sizeof(T) + 127) / 64 * 64;  // whole vectors may be read behind the end
-    data = (T*)aligned_alloc(64, bytes);
-    if (data) memset((char*)(data + n), 0, bytes - n * sizeof(T));
-    return data != nullptr;
-  }
-  bool zeros(i64 n) { bool done = allocate(n); if (done) memset((void*)data, 0, n * sizeof(T)); return done; }
-  T& operator[](i64 i) { return data[i]; }
-  const T& operator[](i64 i) const { return data[i]; }
-  Array() = default;
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  ~Array() { free(data); }
-};
-inline i64 round_up(i64 n, i64 step) { return (n + step - 1) / step * step; }
 inline i64 clamp(i64 x, i64 extent) { return x < 0 ? 0 : x >= extent ? extent - 1 : x; }
 inline vi clamp(vi x, i64 extent) { return minimum_(maximum_(x, vi{}), as<vi>((int32_t)(extent - 1))); }
 inline vl clamp(vl x, i64 extent) { return minimum_(maximum_(x, vl{}), as<vl>(extent - 1)); }
