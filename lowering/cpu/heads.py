@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from gr_compile.analysis.expr import Expr, size, walk
 from gr_compile.lowering.cpu.emit import KEY, VECTORS, Kernel, Scope
+from gr_compile.lowering.cpu.grads import grads_struct
 from gr_compile.lowering.cpu.lanes import INT64, SCALAR_TYPE
 from gr_compile.lowering.cpu.stages import LeafGradient, Stages, is_one
 from gr_compile.ops.attention_blocks import QUERY, SEQUENCE
@@ -13,7 +14,6 @@ from gr_compile.ops.score_program import HEAD
 
 _LOOP = "for (i64 c = w.c0; c < w.c1; c += W) {"
 Loop: TypeAlias = tuple[list[str], list[str]]
-_SMALL = 4096  # elements of a table that each lane has a copy of
 
 
 class Printer:
@@ -348,54 +348,8 @@ class Printer:
         return "\n".join([*lines, "}"])
 
     def grads(self) -> str:
-        """`struct Grads`: a thread's tables, reduced in the order of the threads."""
-        names = self.program.leaves
-        tables = [(n, names.index(leaf)) for n, leaf in enumerate(self.tables)]
-        keys = [(n, "heads * " if x.by_head else "") for n, x in enumerate(self.key_loads)]
-        numels = [f"a.numels[{leaf}]" for _, leaf in tables]
-        copies = [f"copy{n} = a.numels[{leaf}] <= {_SMALL} ? a.numels[{leaf}] : 0;" for n, leaf in tables]
-        return "\n".join(
-            [
-                "struct Grads {",
-                "i64 rows = 0, heads = 0;",
-                *(f"Array<float> table{n}; i64 copy{n} = 0;" for n, _ in tables),
-                *(f"Array<float> key{n};" for n, _ in keys),
-                "bool allocate(const Args& a, i64 keys) {",
-                "rows = keys + W;",
-                "heads = a.heads;",
-                "bool ok = true;",
-                *copies,
-                *(f"ok = ok && table{n}.zeros(copy{n} ? copy{n} * W : a.numels[{leaf}]);" for n, leaf in tables),
-                *(f"ok = ok && key{n}.zeros({heads}rows);" for n, heads in keys),
-                "return ok;",
-                "}",
-                "void begin(i64 keys) {",
-                *(f"memset((void*)key{n}.data, 0, {heads}rows * sizeof(float));" for n, heads in keys),
-                "}",
-                f"static i64 floats(const Args& a) {{ return {' + '.join(['0', *numels])}; }}",
-                "static void reduce(const Args& a, Grads** threads, i64 count) {",
-                *(
-                    f"join(a.grad_leaves[{leaf}], a.numels[{leaf}], threads, count, "
-                    f"[](Grads& t) {{ return t.table{n}.data; }}, threads[0]->copy{n} ? W : 1, a.threads);"
-                    for n, leaf in tables
-                ),
-                "}",
-                _JOIN,
-                "};",
-            ]
-        )
-
-
-_JOIN = """template <class F>
-static void join(float* out, i64 n, Grads** threads, i64 count, F table, int copies, i64 workers) {
-#pragma omp parallel for num_threads(workers) if (n > 65536)
-  for (i64 x = 0; x < n; x++) {
-    float total = 0;
-    for (i64 t = 0; t < count; t++)
-      for (int l = 0; l < copies; l++) total += table(*threads[t])[l * n + x];
-    out[x] = total;
-  }
-}"""
+        """`struct Grads` of the tables and keys' columns that pairs scatter to."""
+        return grads_struct(self.program.leaves, self.tables, self.key_loads)
 
 
 def _joined(loops: list[Loop]) -> list[str]:
