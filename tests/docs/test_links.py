@@ -40,7 +40,7 @@ def test_variables_that_are_named_are_read(document):
     text = document.read_text(encoding="utf-8")
     for name in set(re.findall(r"\bGR_COMPILE_[A-Z_]+\b", text)):
         found = subprocess.run(
-            ["grep", "-rqF", "--include=*.py", name, str(ROOT / "gr_compile")], check=False
+            ["grep", "-RqF", "--include=*.py", name, str(ROOT / "gr_compile")], check=False
         )
         assert found.returncode == 0, f"{name} is read nowhere"
 
