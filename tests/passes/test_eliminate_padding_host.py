@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,8 @@ def test_what_inductor_compiles_forward_and_backward_asks_nothing_of_the_data(mo
         compiled.append(graph_module)
         return compile_fx_inner(graph_module, *args, **kwargs)
 
-    monkeypatch.setattr("gr_compile.lowering.inductor.compile_fx", lambda g, i: compile_fx(g, i, inner_compile=inner))
+    watched = functools.partial(compile_fx, inner_compile=inner)
+    monkeypatch.setattr("gr_compile.lowering.inductor.compile_fx", watched)
     with torch._inductor.config.patch(force_disable_caches=True):
         made = recommender(SPELLINGS["loss"][0], BATCHES[:3], target="inductor").assert_fires().assert_parity()
     assert len(made.compilations) == 1 and len(compiled) == 2
