@@ -28,7 +28,7 @@ class Arguments(ctypes.Structure):
 
 
 def whole_rows(x: Tensor) -> Tensor:
-    """[T, H, d] whose elements of a row follow one another, as kernels read them."""
+    """[T, ..., d] whose elements of a row follow one another, as kernels read them."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
@@ -92,7 +92,6 @@ class Call:
 
     def run(self, entry: ctypes._CFuncPtr) -> int:  # type: ignore[name-defined]
         """The kernel's status."""
-        entry.restype = ctypes.c_int64
         return int(entry(ctypes.byref(self.arguments)))
 
 

@@ -39,7 +39,7 @@ class Kernel:
         leaves: names of leaf operands, in order.
         first_extent: place of each leaf's first extent in the flat list of extents.
         buckets: steps that are tables, with the table's number.
-        smooth: nodes of which no step reads anything, so that a last bit does not matter.
+        rough: nodes that a step reads, so that a last bit matters.
     """
 
     lanes: Lanes

@@ -47,7 +47,9 @@ def kernel(request: Request) -> ctypes._CFuncPtr | None:  # type: ignore[name-de
 def entry(text: Callable[[], str], name: str) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
     """The function `name` of a translation unit, built if need be; None, said once, where there is no kernel."""
     try:
-        return getattr(library(text()), name)
+        found = getattr(library(text()), name)
+        found.restype = ctypes.c_int64
+        return found
     except Unsupported as reason:
         _LOG.info("no kernel, the reference runs: %s", reason)
     except BuildError as error:

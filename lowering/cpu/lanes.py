@@ -20,7 +20,7 @@ Interval: TypeAlias = tuple[int, int]
 INT32: Interval = (-(1 << 31), (1 << 31) - 1)
 INT64: Interval = (-(1 << 63), (1 << 63) - 1)
 _ASSUMED: Interval = (-1, (1 << 31) - 2)
-_PLACE: Interval = (0, (1 << 30) - 1)  # an index or a size; call.py checks
+_PLACE: Interval = (0, (1 << 30) - 1)  # an index or a size; kernels.py checks
 _STORED: dict[torch.dtype, Interval] = {
     torch.int32: INT32,
     torch.int16: (-(1 << 15), (1 << 15) - 1),
@@ -58,7 +58,7 @@ class Lanes:
 
     def is_vector(self, node: Expr) -> bool:
         """Whether a value between pairs differs from key to key."""
-        return "j" in node.free or node.op in SPECIAL or (reads_block(node) and "j" not in node.free)
+        return "j" in node.free or node.op in SPECIAL or reads_block(node)
 
     def vector_type(self, node: Expr) -> str:
         """vf, vd, vi, vl, or vm (a mask)."""

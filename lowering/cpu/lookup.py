@@ -8,6 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
+from gr_compile.lowering.cpu.call import whole_rows
 from gr_compile.lowering.cpu.kernels import enabled, entry
 from gr_compile.lowering.cpu.lanes import ELEMENT
 from gr_compile.lowering.cpu.source import runtime
@@ -42,15 +43,13 @@ def lookup_gradient(grad: Tensor, ids: Tensor, rows: int, padding: int) -> Tenso
     if found is None:
         return lookup_gradient_reference(grad, ids, rows, padding)
     width = grad.shape[-1]
-    places = grad.reshape(ids.numel(), width)
-    places = places if places.stride(1) == 1 or width == 1 else places.contiguous()
+    places = whole_rows(grad.reshape(ids.numel(), width))
     flat = ids.reshape(-1).to(torch.int64).contiguous()
     out = grad.new_empty((rows, width))
     arguments = Arguments(
         torch.get_num_threads(), flat.shape[0], rows, width, places.stride(0), padding,
         places.data_ptr(), flat.data_ptr(), out.data_ptr(),
     )  # fmt: skip
-    found.restype = ctypes.c_int64
     if found(ctypes.byref(arguments)):
         raise MemoryError("gr::lookup_gradient: there is no memory to sort the lookups")
     return out
