@@ -40,6 +40,9 @@ class Kernel:
         first_extent: place of each leaf's first extent in the flat list of extents.
         buckets: steps that are tables, with the table's number.
         rough: nodes that a step reads, so that a last bit matters.
+        exact: every bfloat16 operation rounds, as torch's do one by one (before a softmax: a mask of -1e4 absorbs the
+            score that it is added to). Otherwise rough ones do, and the others keep float32, as between the
+            operators of a fused kernel of TorchInductor. float16 always rounds: it overflows where float32 does not.
     """
 
     lanes: Lanes
@@ -48,6 +51,11 @@ class Kernel:
     ranks: dict[str, int]
     buckets: dict[Expr, tuple[int, Bucket]]
     rough: set[Expr]
+    exact: bool = True
+
+    def rounds(self, node: Expr) -> bool:
+        """Is a value of this node one of its half-precision dtype?"""
+        return node.dtype == "f16" or (node.dtype == "bf16" and (self.exact or node in self.rough))
 
     def element_type(self, leaf: str) -> str:
         return ELEMENT[self.lanes.leaves[leaf]]
@@ -150,7 +158,7 @@ class Scope:
         return rule(self, node, type_)
 
     def _rounded(self, text: str, node: Expr) -> str:
-        return f"round_{node.dtype}({text})" if node.dtype in HALF else text
+        return f"round_{node.dtype}({text})" if self.kernel.rounds(node) else text
 
     def _operand(self, node: Expr, by: Expr, type_: str) -> str:
         """An operand in the type of its user; half-precision constants are rounded where torch makes a tensor."""

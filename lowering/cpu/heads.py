@@ -160,7 +160,7 @@ class Printer:
         if product is None:
             return []
         text = "load<vf>(x.s.data + w.at + c)"
-        if product.dtype in ("f16", "bf16"):
+        if self.kernel.rounds(product):
             text = f"round_{product.dtype}({text})"
         if product.dtype == "f64":
             return [f"const vd s_ = as<vd>({text});"]
@@ -201,7 +201,7 @@ class Printer:
     def _softmax_line(self, buffer: str) -> str:
         softmax = self.program.softmax
         text = f"load<vf>({buffer}.data + w.at + c)"
-        if softmax is not None and softmax.dtype in ("f16", "bf16"):
+        if softmax is not None and self.kernel.rounds(softmax):
             text = f"round_{softmax.dtype}({text})"
         return f"const vf sm_ = {text};"
 

@@ -8,6 +8,7 @@ in either, since it is a function of the seed and the place.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import logging
 import os
@@ -31,6 +32,8 @@ from gr_compile.ops.registry import LIBRARY
 
 _LOG = logging.getLogger("gr_compile.kernels")
 _MOST_PLACES = 1 << 30
+_SMALL_TABLE = 1 << 20
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def enabled() -> bool:
@@ -89,10 +92,18 @@ def _is_narrow(inputs: Inputs) -> bool:
     return sizes and all(x.numel() < _MOST_PLACES for x in inputs.leaves.values())
 
 
+def _wide_tables(inputs: Inputs) -> Inputs:
+    """Small half-precision leaves in float32, of which processors gather lanes at once."""
+    leaves = {
+        name: x.float() if x.dtype in _HALF and x.numel() <= _SMALL_TABLE else x for name, x in inputs.leaves.items()
+    }
+    return dataclasses.replace(inputs, leaves=leaves)
+
+
 def forward(*operands: Any) -> Tensor:
     """The CPU's `gr::jagged_attention`."""
     inputs = inputs_of(*operands)
-    found = _run_forward(inputs) if enabled() and inputs.query_positions.shape[0] else None
+    found = _run_forward(_wide_tables(inputs)) if enabled() and inputs.query_positions.shape[0] else None
     return attention(inputs) if found is None else found
 
 
@@ -111,8 +122,13 @@ def backward(grad_out: Tensor, *operands: Any) -> list[Tensor]:
     """The CPU's `gr::jagged_attention_backward`."""
     *rest, needs = operands
     inputs = backward_inputs(grad_out, rest, needs)
-    found = _run_backward(inputs, grad_out, needs) if enabled() and grad_out.numel() and any(needs) else None
-    return attention_backward(inputs, grad_out, needs) if found is None else found
+    found = None
+    if enabled() and grad_out.numel() and any(needs):
+        found = _run_backward(_wide_tables(inputs), grad_out, needs)
+    if found is None:
+        return attention_backward(inputs, grad_out, needs)
+    tables = (grad.to(x.dtype) for grad, x in zip(found[3:], inputs.leaves.values()))
+    return [*found[:3], *tables]
 
 
 def _run_backward(inputs: Inputs, grad_out: Tensor, needs: Sequence[bool]) -> list[Tensor] | None:

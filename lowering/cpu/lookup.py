@@ -11,7 +11,7 @@ from torch import Tensor
 from gr_compile.lowering.cpu.call import whole_rows
 from gr_compile.lowering.cpu.kernels import enabled, entry
 from gr_compile.lowering.cpu.lanes import ELEMENT
-from gr_compile.lowering.cpu.source import runtime
+from gr_compile.lowering.cpu.source import registered, runtime
 from gr_compile.ops.lookup import lookup_gradient_reference
 from gr_compile.ops.registry import LIBRARY
 
@@ -28,7 +28,7 @@ class Arguments(ctypes.Structure):
 def source(dtype: torch.dtype) -> str:
     """The translation unit for gradients of one dtype."""
     parts = [runtime("vector.h"), f"typedef {ELEMENT[dtype]} GT;", runtime("memory.h"), runtime("lookup.h")]
-    return "\n".join(parts) + "\n"
+    return registered(parts, "gr_lookup_gradient")
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,26 @@ def runtime(name: str) -> str:
     return "\n".join(x for x in lines if x != "#pragma once" and not x.startswith('#include "'))
 
 
+def registered(parts: list[str], entry: str) -> str:
+    """The translation unit of `parts`, which registers its function `entry` with a host in C++, if there is one.
+
+    What it registers is (name of the function, key, address); the key is the SHA-256 of what stands before the
+    registration, so that one who prints the same kernel knows it.
+    """
+    text = "\n".join(parts) + "\n"
+    line = f'static Registration registration("{entry}", "{_digest(text)}", (void*){entry});'
+    return f"{text}{runtime('registration.h')}\n{line}\n"
+
+
+def registered_key(text: str) -> str:
+    """The key by which the kernel of a translation unit registers."""
+    return _digest(text[: text.index(runtime("registration.h"))])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def source(request: Request) -> str:
     """The translation unit. Unsupported: the reference has to compute this program."""
     program = request.program
@@ -58,7 +79,7 @@ def source(request: Request) -> str:
     printer = Printer(kernel, found)
     parts += [_dtypes(request), _tables(kernel), *([printer.grads()] if request.is_backward else [])]
     parts += [_Program(request, found, kernel, printer).text(), runtime("blocks.h"), runtime(tail)]
-    return "\n".join(parts) + "\n"
+    return registered(parts, "gr_attention_backward" if request.is_backward else "gr_attention_forward")
 
 
 def _kernel(request: Request, found: Stages) -> Kernel:
@@ -80,7 +101,8 @@ def _kernel(request: Request, found: Stages) -> Kernel:
         first[name] = extents
         extents += ranks[name]
     numbered = {node: (number, table) for number, (node, table) in enumerate(tables.items())}
-    return Kernel(lanes, program.leaves, first, ranks, numbered, rough_nodes((*roots, *bounds)))
+    rough = rough_nodes((*roots, *bounds))
+    return Kernel(lanes, program.leaves, first, ranks, numbered, rough, exact=program.post is not None)
 
 
 def _counts(found: Stages) -> str:

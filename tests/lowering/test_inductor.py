@@ -48,3 +48,22 @@ def test_operands_that_are_parts_of_one_value_get_no_buffers_with_gaps() -> None
     buffers = [(numbers(size), numbers(stride)) for code in codes for size, stride in BUFFER.findall(code)]
     assert "gr.jagged_attention" in "".join(codes) and buffers
     assert not [b for b in buffers if gaps(*b)]
+
+
+def test_deterministic_algorithms_train_with_the_same_bits() -> None:
+    torch.manual_seed(0)
+    model = Attention()
+    ids = torch.randint(0, 31, (4, 40)) * (torch.rand(4, 40) < 0.7)
+    compiled = gr_compile.optimize(model)
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(compiled(ids).square().sum(), list(model.parameters())))
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = gradients(), gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
+    for got, want in zip(first, torch.autograd.grad(model(ids).square().sum(), list(model.parameters()))):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

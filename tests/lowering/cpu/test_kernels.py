@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,6 +240,72 @@ def test_misaligned_operands() -> None:
     args[:3] = [torch.randn(53 * 2 * 24 + 1)[1:].view(53, 2, 24).requires_grad_() for _ in range(3)]
     out = torch.ops.gr.jagged_attention(*args)
     assert distance(out, reference(args)[0]) < 1e-5
+
+
+def test_operands_that_are_expanded() -> None:
+    """One row for all tokens, one head for all heads, one gradient for everything."""
+    args = operands(hstu(), [50, 3])
+    args[:3] = [torch.randn(1, 2, 24).expand(53, 2, 24), torch.randn(53, 1, 24).expand(53, 2, 24), args[2]]
+    args[:2] = [x.requires_grad_() for x in args[:2]]
+    out = torch.ops.gr.jagged_attention(*args)
+    dense = [x.detach().clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+    want = torch.ops.gr.jagged_attention(*dense)
+    torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
+    for got, ref in zip(torch.autograd.grad(out.sum(), args[:3]), torch.autograd.grad(want.sum(), dense[:3])):
+        torch.testing.assert_close(got, ref, rtol=1e-6, atol=1e-6)
+
+
+def untouched(folder: Path, elements: int) -> Tensor:
+    """Zeros in a sparse file: they take room only where they are touched, however many there are."""
+    return torch.from_file(str(folder / "zeros"), shared=True, size=elements, dtype=torch.float32)
+
+
+def test_rows_beyond_32_bits(tmp_path: Path) -> None:
+    """Rows that lie 2^30 elements apart: the place of an element is counted in 64 bits."""
+    args = operands(hstu(), [3, 2])
+    want = torch.ops.gr.jagged_attention(*args)
+    apart = torch.as_strided(untouched(tmp_path, 5 << 30), (3, 5, 2, 24), (24 * 2, 1 << 30, 24, 1))
+    with torch.no_grad():
+        apart.copy_(torch.stack(args[:3]))
+        assert torch.equal(torch.ops.gr.jagged_attention(*apart, *args[3:]), want)
+    far = [x.requires_grad_() for x in apart.detach().unbind()]
+    out = torch.ops.gr.jagged_attention(*far, *args[3:])
+    for got, ref in zip(grads(out, [*far, *args[3:]]), grads(want, args)):
+        assert torch.equal(got, ref)
+
+
+def test_places_beyond_32_bits(tmp_path: Path) -> None:
+    """B * N beyond 2^32, places at the end of N beyond 2^31: indices into leaves are of 64 bits."""
+    n, lengths = (1 << 31) + 7, [4, 0, 3]
+    weight = untouched(tmp_path, 3 * n).view(3, n)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    places = torch.cat([torch.arange(n - x, n) for x in lengths])
+    for row, length in zip(weight, lengths):
+        row[n - max(length, 1):] = torch.randn(max(length, 1))
+    ahead = E.cast(E.ge0(E.sub(i, j)), "f32")
+    program = ScoreProgram(
+        score=E.binary("mul", E.binary("mul", make("s", (), "f32"), load("weight", [b, j], "f32"), "f32"), ahead, "f32"),
+        leaves=("weight",), sizes=("N",), key_high=E.add(i, const(1)),
+    )  # fmt: skip
+    q, k, v = (torch.randn(7, 2, 24) for _ in range(3))
+    args = [q, k, v, [weight], offsets, places, offsets, places, 2, [n], None, program.text()]
+    found = kernels._run_forward(inputs_of(*args))
+    assert found is not None
+    assert distance(found, attention(inputs_of(*args))) < 1e-5
+
+
+def test_deterministic_algorithms() -> None:
+    """Nothing refuses, and the bits are those of another run: sums have a fixed order in any case."""
+    args = operands(hstu(), [50, 1, 0, 131, 7])
+    usual = torch.ops.gr.jagged_attention(*args)
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = torch.ops.gr.jagged_attention(*args)
+        found = grads(out, args)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(out, usual)
+    assert all(torch.equal(x, y) for x, y in zip(found, grads(usual, args)))
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf")])
