@@ -88,6 +88,10 @@ class Backend:
         self.session = session
         self.target = find_target(session.config.target)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
+        """Itself: it is of its session. Wrappers of torch.compile (Lightning's) copy the arguments that they see."""
+        return self
+
     def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         pipeline = self.session.pipeline
         while True:

@@ -32,6 +32,7 @@ from gr_compile.modes import (
     restored_autocast,
 )
 from gr_compile.sizes import settle_flattened_sizes
+from gr_compile.transforms import write_out_vmaps
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _MODE_CALLS: dict[Any, str] = {
@@ -41,6 +42,7 @@ _MODE_CALLS: dict[Any, str] = {
     torch.autograd.grad_mode._enter_inference_mode: "_enter_inference_mode",
     torch.autograd.grad_mode._exit_inference_mode: "_exit_inference_mode",
 }
+_DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _IN_PLACE = frozenset(name for name in vars(operator) if name.startswith("i") and name[1:] in vars(operator))
 
 
@@ -66,7 +68,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
         raise CannotCapture("no input is a tensor")
     if fake_mode.shape_env is not None:
         settle_flattened_sizes(fake_mode.shape_env)
-    graph_module = _trace(dynamo_graph, values, fake_mode)
+    graph_module = _trace(write_out_vmaps(dynamo_graph, fake_mode), values, fake_mode)
     try:
         expand_modes(graph_module, fake_mode)
     except CannotExpand as error:
@@ -98,6 +100,7 @@ class _RegionInterpreter(fx.Interpreter):
         self.current: fx.Node | None = None
         self.watched: list[FunctionalTensor] = []
         self.mutation: tuple[int, fx.Node] | None = None
+        self.writes = any(map(_may_write, module.graph.nodes))
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
@@ -125,6 +128,8 @@ class _RegionInterpreter(fx.Interpreter):
             return getattr(self, _MODE_CALLS[target])(*args, **kwargs)
         if target is CHECKPOINT:
             return self._inline_checkpoint(*args, **kwargs)
+        if target in _DROPOUTS:
+            return self._dropout(super().call_function(target, args, kwargs), *args, **kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
             raise CannotCapture(
                 f"the higher-order operator {target} has no functional form here", self.current
@@ -133,6 +138,16 @@ class _RegionInterpreter(fx.Interpreter):
         if name in ("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"):
             raise CannotCapture(f"a functorch transform ({name}) is part of the graph", self.current)
         return super().call_function(target, args, kwargs)
+
+    def _dropout(self, result: Any, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        """What drops nothing gives its operand itself, which may then be written to.
+
+        The tracer knows no more than that a dropout's result is its operand or is not, and forbids writing to it:
+        where there are writes, one that drops is copied.
+        """
+        if inplace or not self.writes:
+            return result
+        return x if not training or p == 0 else result.clone()
 
     def _enter_autocast(
         self, device: str, dtype: torch.dtype | None, enabled: bool = True, cache: bool | None = None

@@ -210,6 +210,32 @@ def test_checkpoint_regions_are_inlined_and_tagged_for_recomputation():
     assert all("recompute" not in node.meta for node in calls(graph, aten.sum.default))
 
 
+@pytest.mark.parametrize("p, training", [(0.0, True), (0.5, False), (0.0, False)])
+def test_what_drops_nothing_is_its_operand_which_may_be_written_to(p, training):
+    def f(x, mask):
+        y = x * 2
+        z = F.dropout(y, p, training)
+        z *= mask
+        return y + z
+
+    runs_captured(f, vectors(), (vectors() > 0).float())
+
+
+def test_the_result_of_a_dropout_may_be_written_to():
+    def f(x, mask):
+        y = x * 2
+        z = F.dropout(y, 0.5)
+        z *= mask
+        return y, z
+
+    torch.manual_seed(0)
+    fast, mask = optimize(f, passes="none"), (vectors() > 0).float()
+    y, z = fast(vectors(), mask)
+    assert gr_compile.report(fast)[0].not_captured is None
+    torch.testing.assert_close(y, vectors() * 2)
+    assert bool(((z == 0) | torch.isclose(z, 2 * y * mask)).all()) and 0 < int((z != 0).sum()) < int(mask.sum())
+
+
 def test_the_users_hooks_on_saved_tensors_do_not_see_the_tracing():
     model, seen = Mlp(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.append(x.data_ptr()) or x, lambda x: x):
@@ -243,17 +269,12 @@ def differentiates(x):
     return torch.func.grad(lambda v: (v**3).sum())(x)
 
 
-def maps_over_rows(x):
-    return torch.func.vmap(lambda row: row @ row)(x)
-
-
 @pytest.mark.parametrize("function, reason, code", [
     (mutates_its_input, "changed in place", "x.add_(1)"),
     (writes_a_slice_of_its_input, "changed in place", "x[:, 0] = 7"),
     (mutates_an_input_in_a_view, "changed in place", "row.mul_(2)"),
     (branches_inside, "cond", "torch.cond("),
     (differentiates, "functorch", "torch.func.grad"),
-    (maps_over_rows, "functorch", "torch.func.vmap"),
 ])  # fmt: skip
 def test_what_cannot_be_functional_runs_right_and_the_report_says_why(function, reason, code, said):
     fast = optimize(function)

@@ -275,6 +275,20 @@ def test_wrappers_copy_and_pickle_with_their_options(model, called, how):
     assert graphs(twin) == 1 and gr_compile.report(twin)[0].pipeline == "none"
 
 
+def test_wrappers_of_torch_compile_may_copy_the_arguments(model, monkeypatch):
+    """Lightning's does, for every module that is compiled once it is imported."""
+    compile = torch.compile
+
+    def wrapper(*args, **kwargs):
+        compiled = compile(*args, **kwargs)
+        compiled._compile_kwargs = copy.deepcopy(kwargs)
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", wrapper)
+    fast = optimize(model)
+    torch.testing.assert_close(fast(vectors()), model(vectors()))
+
+
 def test_functions_copy_and_pickle_as_functions_do():
     assert pickle.loads(pickle.dumps(decorated_function)) is decorated_function
     assert copy.deepcopy(decorated_function) is decorated_function

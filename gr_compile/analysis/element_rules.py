@@ -12,6 +12,7 @@ from gr_compile.analysis import operators as ops
 from gr_compile.analysis.contraction import dot
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
 from gr_compile.analysis.element_views import VIEW_RULES
+from gr_compile.analysis.element_writes import WRITE_RULES
 from gr_compile.analysis.expr import (
     FALSE,
     FLOAT_DTYPES,
@@ -34,7 +35,7 @@ from gr_compile.analysis.expr import (
 )
 
 aten = torch.ops.aten
-RULES: dict[Any, Rule] = {**VIEW_RULES}
+RULES: dict[Any, Rule] = {**VIEW_RULES, **WRITE_RULES}
 _CASE_SPLITS_AND_GATHERS = {
     aten.pad.default, aten.constant_pad_nd.default, aten.cat.default, aten.concat.default, aten.stack.default,
     aten.roll.default, aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default,

@@ -15,7 +15,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements
-from gr_compile.analysis.expr import FALSE, TRUE, Expr, and_, cast, not_, or_
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, and_, cast, compare, const, not_, or_
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.places import Places
 from gr_compile.analysis.support import MASKED, nonzero
@@ -206,6 +206,18 @@ class PadValues:
         """The product at (b, n) reads the operand at (b, n) alone: attention reads V at all places."""
         dims = zip(labels, self.layout.dims.of(operand))
         return all(label in kind.out_labels for label, dim in dims if self.layout.has_place(dim))
+
+    def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> Pad:
+        """A loss of every place is 0 where its target is ignored."""
+        if kind.target.meta["val"].dtype.is_floating_point or self.layout.of(kind.target) is not Layout.TOKENS:
+            return UNKNOWN
+        try:
+            element = self.pull.element(kind.target, self.places.of(kind.target))
+        except Blocked:
+            return UNKNOWN
+        ignored = const(int(ops.argument(node, 4, "ignore_index", -100)))
+        support = compare("ne", element, ignored, self.pull.ranges)
+        return Pad(support, 0.0) if support.free <= {"b", "n"} else UNKNOWN
 
     def _concatenate(self, node: fx.Node, kind: ops.Concatenate | ops.Stack) -> Pad:
         pads = [self.of(source) for source in kind.sources]

@@ -31,6 +31,13 @@ def toeplitz(m: Any, ids: Tensor) -> Tensor:
     return shifted[..., r:-r]
 
 
+def written(x: Tensor, write: Any, lead: bool = True) -> Tensor:
+    """A copy of `x` that was written to; with `lead` a batch dimension is put in front."""
+    x = x.clone()
+    write(x)
+    return x[None] if lead else x
+
+
 PAIRS: dict[str, Body] = {
     "causal by tril": lambda m, ids, *_: torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None],
     "causal by triu": lambda m, ids, *_: ~torch.triu(torch.ones(ids.shape[1], ids.shape[1]), diagonal=1).bool()[None],
@@ -78,6 +85,21 @@ PAIRS: dict[str, Body] = {
     "leaky": lambda m, ids, *_: F.leaky_relu(distance(ids).float(), 0.3)[None],
     "softplus": lambda m, ids, *_: F.softplus(distance(ids).float())[None],
     "a mask of 8 bits": lambda m, ids, *_: (1 - (distance(ids) > 0).to(torch.uint8)).float()[None],
+    "a slice written": lambda m, ids, *_: written(distance(ids), lambda x: x[:, 1:].fill_(7)),
+    "a slice written up to the end": lambda m, ids, *_: written(distance(ids), lambda x: x[:-2].mul_(3)),
+    "a slice beyond the end written": lambda m, ids, *_: written(distance(ids), lambda x: x[2:100].neg_()),
+    "every second place written": lambda m, ids, *_: written(distance(ids), lambda x: x[1::2].add_(40)),
+    "a row and a column written": lambda m, ids, *_: written(
+        distance(ids), lambda x: (x[0].copy_(place(ids)), x[:, -1].fill_(2))),
+    "the diagonal written": lambda m, ids, *_: written(
+        ids[:, :, None] - ids[:, None, :], lambda x: torch.diagonal(x, dim1=1, dim2=2).zero_(), lead=False),
+    "beside the diagonal written": lambda m, ids, *_: written(
+        distance(ids), lambda x: (x.diagonal(1).copy_(place(ids)[1:] * 9), x.diagonal(-2).fill_(5))),
+    "a mask written": lambda m, ids, *_: written(distance(ids), lambda x: x.__setitem__(x > 1, -3)),
+    "a mask of rows written": lambda m, ids, *_: written(
+        ids[:, :, None] - ids[:, None, :], lambda x: x.__setitem__(ids == 0, 11), lead=False),
+    "rounded by what it is written to": lambda m, ids, *_: written(
+        distance(ids), lambda x: x[1:].copy_(distance(ids)[1:] * 0.7)),
     "padded": lambda m, ids, *_: F.pad(distance(ids), (1, 1))[:, :-2][None],
 }  # fmt: skip
 
@@ -119,6 +141,8 @@ def test_colliding_and_small_sizes(case: str, count: int, n: int) -> None:
 
 BLOCKED: dict[str, tuple[Body, str]] = {
     "a cumulative sum over pairs": (lambda m, ids, lengths, mask, x, p: p.cumsum(-1), "cumsum"),
+    "a write of many values by a mask": (lambda m, ids, *_: written(
+        distance(ids) * 1.0, lambda x: x.__setitem__(x >= 0, (distance(ids) >= 0).sum().float().expand(15))), "index_put"),
     "a sort over pairs": (lambda m, ids, lengths, mask, x, p: p.sort(-1)[0], "sort"),
     "a convolution over pairs": (
         lambda m, ids, lengths, mask, x, p: F.conv2d(p[:, None], torch.ones(1, 1, 3, 3), padding=1)[:, 0], "conv"),

@@ -48,6 +48,8 @@ KNOWN: dict[str, tuple[Any, float]] = {
     "the mask itself": (lambda m, ids: (ids != 0).float(), 0.0),
     "an integer to the power": (lambda m, ids: masked(m, ids).pow(2), 0.0),
     "split features": (lambda m, ids: masked(m, ids).split([3, 5], -1)[1], 0.0),
+    "a loss of every place that ignores padding": (
+        lambda m, ids: F.cross_entropy((m.items(ids) @ m.w).mT, ids.clamp(max=3), ignore_index=0, reduction="none"), 0.0),
     "a mask of lengths": (
         lambda m, ids: m.items(ids) * (torch.arange(ids.shape[1]) < (ids != 0).sum(1, True)).unsqueeze(-1), 0.0),
 }  # fmt: skip
@@ -70,6 +72,7 @@ UNKNOWN: dict[str, Any] = {
     "a sum with something unknown": lambda m, ids: masked(m, ids) + m.items(ids),
     "a filled value after a product": lambda m, ids: m.items(ids).masked_fill(~valid(ids), 3.5) * m.items(ids),
     "a sum of fills": lambda m, ids: m.items(ids).masked_fill(~valid(ids), 3.5) @ m.w,
+    "a loss of every place": lambda m, ids: F.cross_entropy((m.items(ids) @ m.w).mT, ids.clamp(max=3), reduction="none"),
     "random": lambda m, ids: torch.rand_like(masked(m, ids)),
     "another mask by data": lambda m, ids: m.items(ids) * (m.items(ids) > 0),
     "a quotient by zeros": lambda m, ids: m.items(ids) / (1 + masked(m, ids)),

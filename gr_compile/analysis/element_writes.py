@@ -1,0 +1,110 @@
+"""Element rules of in-place writes, as functional graphs spell them: what was written, or else what was there.
+
+`x[a:b] = y` is a slice_scatter, `x[k] = y` a select_scatter, `x.diagonal().zero_()` a diagonal_scatter, `x[mask] = y`
+an index_put, `x.copy_(y)` a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, binary, cast, compare, const, divmod_, sub, where
+
+aten = torch.ops.aten
+WRITE_RULES: dict[Any, Rule] = {}
+
+
+def _register(*targets: Any) -> Callable[[Rule], Rule]:
+    def add_rule(rule: Rule) -> Rule:
+        for target in targets:
+            WRITE_RULES[target] = rule
+        return rule
+
+    return add_rule
+
+
+def _written(pull: Elements, node: fx.Node, indices: Indices, inside: Expr, places: Indices) -> Expr:
+    """The source's element at `places` where `inside`, else the element that was there."""
+    before: Any = node.args[0]
+    source: Any = node.args[1]
+    if inside is FALSE:
+        return pull.element(before, indices)
+    value = cast(pull.element(source, places), pull.dtype(node))
+    return value if inside is TRUE else where(inside, value, pull.element(before, indices), pull.dtype(node))
+
+
+def _within(pull: Elements, bound: Any, extent: Expr) -> Expr:
+    """A bound of a slice, counted from the front and at most the extent."""
+    if not isinstance(bound, int):
+        return pull.element(bound, ())
+    return add(extent, const(bound)) if bound < 0 else _least(pull, const(bound), extent)
+
+
+def _least(pull: Elements, bound: Expr, extent: Expr) -> Expr:
+    if pull.ranges.ge0(sub(extent, bound)):
+        return bound
+    return extent if pull.ranges.ge0(sub(bound, extent)) else binary("minimum", bound, extent, "i")
+
+
+@_register(aten.slice_scatter.default)
+def _slice_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    dim = int(ops.argument(node, 2, "dim", 0)) % len(indices)
+    start, end = ops.argument(node, 3, "start"), ops.argument(node, 4, "end")
+    step = int(ops.argument(node, 5, "step", 1))
+    extent, place = pull.shape(node)[dim], indices[dim]
+    begin = const(0) if start is None else _within(pull, start, extent)
+    stop = extent if end is None else _within(pull, end, extent)
+    inside = and_(pull.at_least_zero(sub(place, begin)), pull.at_least_zero(sub(pull.last(stop), place)))
+    at = sub(place, begin)
+    if step != 1:
+        at, rest = divmod_(at, const(step), pull.ranges)
+        inside = and_(inside, compare("eq", rest, const(0), pull.ranges))
+    return _written(pull, node, indices, inside, (*indices[:dim], at, *indices[dim + 1 :]))
+
+
+@_register(aten.select_scatter.default)
+def _select_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    dim, chosen = int(node.args[2]) % len(indices), node.args[3]  # type: ignore[arg-type]
+    place = pull.element(chosen, ())
+    if isinstance(chosen, int) and chosen < 0:
+        place = add(pull.shape(node)[dim], place)
+    inside = compare("eq", indices[dim], place, pull.ranges)
+    return _written(pull, node, indices, inside, indices[:dim] + indices[dim + 1 :])
+
+
+@_register(aten.diagonal_scatter.default)
+def _diagonal_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    offset = int(ops.argument(node, 2, "offset", 0))
+    rows = int(ops.argument(node, 3, "dim1", 0)) % len(indices)
+    columns = int(ops.argument(node, 4, "dim2", 1)) % len(indices)
+    inside = compare("eq", sub(indices[columns], indices[rows]), const(offset), pull.ranges)
+    along = indices[rows] if offset >= 0 else indices[columns]
+    others = tuple(place for dim, place in enumerate(indices) if dim not in (rows, columns))
+    return _written(pull, node, indices, inside, (*others, along))
+
+
+@_register(aten.copy.default)
+def _copy(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    return cast(pull.broadcast(node.args[1], node, indices), pull.dtype(node))
+
+
+@_register(aten.index_put.default)
+def _index_put(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """x[mask] = one number."""
+    given = list(node.args[1])  # type: ignore[arg-type]
+    value: Any = node.args[2]
+    mask = given[0]
+    if len(given) != 1 or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
+        raise Blocked("a write at computed places", node)
+    if ops.argument(node, 3, "accumulate", False) or value.meta["val"].numel() != 1:
+        raise Blocked("a write of several values at the places of a mask", node)
+    inside = pull.element(mask, indices[: ops.rank(mask)])
+    written = cast(pull.element(value, (const(0),) * ops.rank(value)), pull.dtype(node))
+    before: Any = node.args[0]
+    return where(inside, written, pull.element(before, indices), pull.dtype(node))
