@@ -1,0 +1,165 @@
+"""Published models as they are: eager's numbers, what is packed and fused, what stays dense and why.
+
+Subjects run in processes of their own, a family in each, with the corpus' wheels behind this project's packages. By default at the
+sizes that their packages have by default, without TorchInductor; `pytest -m slow tests/corpus` tries N = 512 and more
+with it, times them against torch.compile and writes docs/models.md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corpus_table import Row, write_table
+from trial import family_of
+from wheels import Unreachable, folder
+
+HERE = Path(__file__).parent
+BATCH, FILL = 7, 0.25
+LONG_BATCH, LONG_N = 16, 512
+TRANSFORMERS = [
+    f"{name}, {attention}, padded {side}"
+    for name in ("Llama", "GPT-2") for attention in ("sdpa", "eager") for side in ("right", "left")
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Attentions that are fused; what stays dense, by parts of the reasons that Misses give."""
+
+    attentions: int = 2
+    misses: tuple[str, ...] = ()
+    n: int = 50
+    declared: bool = False
+    is_packed: bool = True
+
+
+EVERY_PLACE = "may read every place"
+SUBJECTS: dict[str, Expected] = {
+    "RecTools HSTU": Expected(n=100),
+    "RecTools HSTU, scores": Expected(n=100),
+    # its padded keys, left of the valid ones, are attended: what they add is part of the model
+    "RecTools SASRec": Expected(n=100, is_packed=False),
+    "RecTools SASRec, key mask": Expected(n=100),
+    "RecTools SASRec, BCE": Expected(n=100),
+    "RecTools SASRec, gBCE": Expected(n=100),
+    "RecTools SASRec, sampled softmax": Expected(n=100, misses=(f"aten.index.Tensor {EVERY_PLACE}",), is_packed=False),
+    "RecTools BERT4Rec": Expected(n=100),
+    "RecTools SASRec, LiGR layers": Expected(n=100),
+    "RecBole SASRec": Expected(),
+    "RecBole SASRec, BPR": Expected(),
+    "RecBole BERT4Rec": Expected(misses=(f"aten.bmm.default {EVERY_PLACE}",), is_packed=False),
+    "RecBole SASRecF": Expected(),
+    "RecBole DIN": Expected(attentions=0, misses=("changed in place",), is_packed=False),
+    **{name: Expected() for name in TRANSFORMERS},
+    "Llama, sdpa, logits": Expected(misses=("an output holds what the model computes",), is_packed=False),
+    "Llama, sdpa, logits, declared": Expected(declared=True),
+    "TransformerEncoder": Expected(),
+    "TransformerEncoder, causal": Expected(),
+    "TransformerEncoder, causal, padded left": Expected(),
+    "MultiheadAttention": Expected(attentions=1),
+    "SDPA, boolean mask": Expected(attentions=1),
+    "SDPA, additive mask": Expected(attentions=1),
+    "GRU, packed": Expected(attentions=0, misses=("pack_padded_sequence",), is_packed=False),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def wheels() -> Path:
+    try:
+        return folder()
+    except Unreachable as reason:
+        pytest.skip(str(reason))
+
+
+def ask(wheels: Path, names: Sequence[str], **request: Any) -> dict[str, Any]:
+    """What a child process says of subjects of one family."""
+    asked = {"names": [name.removesuffix(", declared") for name in names], "fill": FILL, **request}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "trial.py"), str(wheels), json.dumps(asked)], cwd=HERE, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return dict(zip(names, json.loads(done.stdout.splitlines()[-1]).values()))
+
+
+class Answers:
+    """Answers by name; a child process tries all subjects that have family, N and declaration in common."""
+
+    def __init__(self, wheels: Path) -> None:
+        self.wheels = wheels
+        self.known: dict[str, dict[str, Any]] = {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        if name not in self.known:
+            group = [other for other in SUBJECTS if _group(other) == _group(name)]
+            _, n, declared = _group(name)
+            self.known |= ask(self.wheels, group, batch=BATCH, n=n, declared=declared, target="eager")
+        found = self.known[name]
+        assert "error" not in found, found["error"]
+        return found
+
+
+def _group(name: str) -> tuple[str, int, bool]:
+    return family_of(name), SUBJECTS[name].n, SUBJECTS[name].declared
+
+
+@pytest.fixture(scope="session")
+def answers(wheels: Path) -> Answers:
+    return Answers(wheels)
+
+
+def matches(found: dict[str, Any], pass_name: str) -> int:
+    records = [record for graph in found["graphs"] for record in graph["passes"]]
+    return sum(len(record["matches"]) for record in records if record["name"] == pass_name)
+
+
+def reasons(found: dict[str, Any]) -> list[str]:
+    misses: list[dict[str, Any]] = []
+    for graph in found["graphs"]:
+        misses += [*graph["graph_breaks"], *(miss for record in graph["passes"] for miss in record["misses"])]
+        misses += [graph["not_captured"]] if graph["not_captured"] else []
+    return list(dict.fromkeys(miss["reason"] for miss in misses))
+
+
+def assert_as_expected(found: dict[str, Any], expected: Expected) -> None:
+    assert found["outputs"] < 1e-4 and found["gradients"] < 1e-4 and not found["missing"]
+    assert matches(found, "fuse-jagged-attention") == expected.attentions, reasons(found)
+    for reason in expected.misses:
+        assert any(reason in said for said in reasons(found)), reasons(found)
+    if expected.is_packed:
+        assert not found["dense"] and found["computed"] <= found["valid"] + BATCH, (found["dense"], reasons(found))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_published_model(answers: Answers, name: str) -> None:
+    assert_as_expected(answers.of(name), SUBJECTS[name])
+
+
+# ------------------------------------------------------------------------------------------------ long, with TorchInductor
+@pytest.fixture(scope="session")
+def rows() -> Iterator[list[Row]]:
+    """Rows of docs/models.md, which is written when all subjects have one."""
+    found: list[Row] = []
+    yield found
+    if {row.name for row in found} == set(SUBJECTS):
+        write_table(found, LONG_BATCH, LONG_N, FILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_long_published_model(wheels: Path, rows: list[Row], name: str) -> None:
+    size = {"batch": LONG_BATCH, "n": LONG_N, "threads": 2, "declared": SUBJECTS[name].declared}
+    found = ask(wheels, [name], **size, target="inductor")[name]
+    assert found["outputs"] < 1e-4 and found["gradients"] < 1e-4 and not found["missing"]
+    times = ask(wheels, [name], **size, times=True, repeats=5)[name]
+    rows.append(Row(
+        name, matches(found, "eliminate-padding"), matches(found, "fuse-jagged-attention"), found["dense"],
+        reasons(found), found["places"], found["computed"], found["valid"],
+        *(times[mode]["torch_compile"] / times[mode]["gr_compile"] for mode in ("inference", "training")),
+    ))  # fmt: skip
