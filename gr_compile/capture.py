@@ -1,8 +1,9 @@
 """Capture: a Dynamo graph -> a functional pre-dispatch ATen graph that the passes can trust.
 
-What comes out has no mutation, no mode call (autocast regions are explicit casts, no_grad regions are
-detaches) and no higher-order operator (checkpoint regions are inlined, their nodes tagged for AOTAutograd's
-partitioner). A graph that cannot be brought to that form raises `CannotCapture`, with the node that blocks.
+What comes out has no mutation (but writes to the model's own buffers, the last thing that it does), no mode call
+(autocast regions are explicit casts, no_grad regions are detaches) and no higher-order operator (checkpoint regions
+are inlined, their nodes tagged for AOTAutograd's partitioner). A graph that cannot be brought to that form raises
+`CannotCapture`, with the node that blocks.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gr_compile.modes import (
 )
 from gr_compile.sizes import settle_flattened_sizes
 from gr_compile.transforms import write_out_vmaps
+from gr_compile.writes import COPY, may_be_written, write
 
 CHECKPOINT = torch.ops.higher_order.tag_activation_checkpoint
 _MODE_CALLS: dict[Any, str] = {
@@ -42,6 +44,7 @@ _MODE_CALLS: dict[Any, str] = {
     torch.autograd.grad_mode._enter_inference_mode: "_enter_inference_mode",
     torch.autograd.grad_mode._exit_inference_mode: "_exit_inference_mode",
 }
+_TENSOR_TYPE: Any = type(torch.FloatTensor)
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _IN_PLACE = frozenset(name for name in vars(operator) if name.startswith("i") and name[1:] in vars(operator))
 
@@ -101,6 +104,7 @@ class _RegionInterpreter(fx.Interpreter):
         self.watched: list[FunctionalTensor] = []
         self.mutation: tuple[int, fx.Node] | None = None
         self.writes = any(map(_may_write, module.graph.nodes))
+        self.written: list[int] = []
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
@@ -128,6 +132,8 @@ class _RegionInterpreter(fx.Interpreter):
             return getattr(self, _MODE_CALLS[target])(*args, **kwargs)
         if target is CHECKPOINT:
             return self._inline_checkpoint(*args, **kwargs)
+        if isinstance(target, _TENSOR_TYPE) and len(args) == 1 and isinstance(args[0], (list, tuple)):
+            return torch.tensor(args[0], dtype=target.dtype)  # torch.FloatTensor([0.5])
         if target in _DROPOUTS:
             return self._dropout(super().call_function(target, args, kwargs), *args, **kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
@@ -138,6 +144,12 @@ class _RegionInterpreter(fx.Interpreter):
         if name in ("_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"):
             raise CannotCapture(f"a functorch transform ({name}) is part of the graph", self.current)
         return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target == "new_tensor" and not isinstance(args[1], torch.Tensor):
+            like, data = args  # its literal would become a fake tensor; torch.tensor's keeps its content
+            return torch.tensor(data, **{"dtype": like.dtype, "device": like.device, **kwargs})
+        return super().call_method(target, args, kwargs)
 
     def _dropout(self, result: Any, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         """What drops nothing gives its operand itself, which may then be written to.
@@ -203,6 +215,8 @@ class _RegionInterpreter(fx.Interpreter):
 
 def _may_write(n: fx.Node) -> bool:
     """By its name: in-place methods end in one underscore, `x[...] = y` and `x += y` are functions of `operator`."""
+    if not n.op.startswith("call_"):
+        return False
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
     in_place = name.split(".")[0].endswith("_") and not name.endswith("__")
     return (
@@ -220,16 +234,21 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
     ambient = ambient_autocast()
     interpreter = _RegionInterpreter(dynamo_graph, {AUTOCAST: ambient} if ambient else {}, itertools.count())
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)
+    placeholders = dynamo_graph.graph.find_nodes(op="placeholder")
 
     def functional(*args: Any) -> Any:
         with mode:
             wrapped = [FunctionalTensor.to_functional(a) if isinstance(a, torch.Tensor) else a for a in args]
             interpreter.watched = [w for w in wrapped if isinstance(w, FunctionalTensor)]
             outputs = interpreter.run(*wrapped)
-            if any(_is_mutated(value) for value in interpreter.watched):
-                node = interpreter.mutation[1] if interpreter.mutation else None
-                raise CannotCapture("an input, parameter or buffer is changed in place", node)
-            return pytree.tree_map_only(FunctionalTensor, _unwrap, outputs)
+            for position, value in enumerate(wrapped):
+                if isinstance(value, FunctionalTensor) and _is_mutated(value):
+                    if not may_be_written(placeholders[position], source_name(placeholders[position])):
+                        node = interpreter.mutation[1] if interpreter.mutation else None
+                        raise CannotCapture("an input, parameter or buffer is changed in place", node)
+                    interpreter.written.append(position)
+            become = [wrapped[position] for position in interpreter.written]
+            return pytree.tree_map_only(FunctionalTensor, _unwrap, (outputs, become))
 
     with (
         fake_mode,
@@ -239,14 +258,14 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
         _disable_saved_tensors_hooks_during_tracing(),
     ):
         try:
-            return make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(
-                *values
-            )
+            traced = make_fx(functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
         except CannotCapture:
             raise
         except Exception as error:
             reason = f"tracing to functional ATen failed: {type(error).__name__}: {_first_line(error)}"
             raise CannotCapture(reason, interpreter.current) from error
+    write(traced, interpreter.written)
+    return traced
 
 
 def _first_line(error: Exception) -> str:
@@ -270,7 +289,9 @@ def _value_constants(graph_module: fx.GraphModule, fake_mode: FakeTensorMode) ->
     """Tensor literals get fake values of the graph's own mode."""
     for node in graph_module.graph.find_nodes(op="get_attr"):
         constant = getattr(graph_module, str(node.target), None)
-        if isinstance(constant, torch.Tensor) and not isinstance(constant, FakeTensor):
+        if isinstance(constant, FakeTensor):
+            raise CannotCapture("a tensor is made of numbers that tracing does not see", node)
+        if isinstance(constant, torch.Tensor):
             node.meta["val"] = fake_mode.from_tensor(constant, static_shapes=True)
 
 
@@ -316,7 +337,7 @@ def _check_node(node: fx.Node) -> None:
     if isinstance(target, torch._ops.HigherOrderOperator):
         raise CannotCapture(f"the higher-order operator {target} has no functional form here", node)
     if isinstance(target, torch._ops.OpOverload):
-        if target._schema.is_mutable:
+        if target._schema.is_mutable and target is not COPY:
             raise CannotCapture(f"{target} mutates its input", node)
         return
     if target in _MODE_CALLS:

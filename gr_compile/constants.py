@@ -17,6 +17,8 @@ import torch
 import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from gr_compile.writes import written
+
 _LARGEST = 1 << 26  # elements: a larger buffer is not read
 _LARGEST_HASHED = 1 << 22  # bytes: an inference tensor has no version, its content is hashed before each run
 
@@ -42,11 +44,12 @@ class Constants:
         """`distrusted`: sources of buffers whose content has changed before; they are inputs like any other."""
         tensors: dict[fx.Node, torch.Tensor] = {}
         positions: dict[fx.Node, int] = {}
+        changing = written(graph_module.graph)
         for position, (node, value) in enumerate(
             zip(graph_module.graph.find_nodes(op="placeholder"), inputs)
         ):
             source = node.meta.get("gr_source", "")
-            if _is_constant(source, value) and source not in distrusted:
+            if _is_constant(source, value) and source not in distrusted and node not in changing:
                 tensors[node], positions[node] = value, position
         for node in graph_module.graph.find_nodes(op="get_attr"):
             value = getattr(graph_module, str(node.target), None)

@@ -30,6 +30,7 @@ from gr_compile.graph_pass import (
     StageEvent,
 )
 from gr_compile.verify import VerificationError, verify_shapes
+from gr_compile.writes import settle_writes
 
 if TYPE_CHECKING:
     from gr_compile.config import Config
@@ -277,6 +278,7 @@ def _run_one(
     if not isinstance(result, PassResult):
         raise wrong(f"returned {type(result).__name__}, not a PassResult")
     try:
+        settle_writes(editor)
         editor.eliminate_dead_code()
     except RuntimeError as error:
         raise wrong(f"broke the graph: {error}") from error

@@ -28,6 +28,7 @@ from gr_compile.graph_pass import Match, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
 from gr_compile.sizes import size_expr
 from gr_compile.verify import same_shape
+from gr_compile.writes import written
 
 aten = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -177,6 +178,8 @@ def _view(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     """_unsafe_view(clone(x)) -> reshape(x), and likewise a view of a contiguous copy."""
     source: Any = node.args[0]
     if source.target in (aten.clone.default, aten.contiguous.default) and len(source.users) == 1:
+        if source.args[0] in written(node.graph):
+            return None
         return editor.call(aten.reshape.default, source.args[0], node.args[1])
     if node.target is aten._unsafe_view.default:
         return editor.call(aten.reshape.default, source, node.args[1])

@@ -305,7 +305,7 @@ def test_a_model_that_writes_its_own_buffer_is_followed():
     for _ in range(3):
         torch.testing.assert_close(fast(vectors()), eager(vectors()))
     assert graphs(fast) == 1
-    assert "self.count += 1" in gr_compile.report(fast)[0].not_captured.where.code
+    assert gr_compile.report(fast)[0].not_captured is None
 
 
 def test_a_tensor_subclass_runs_as_torch_compile_runs_it():

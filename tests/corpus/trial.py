@@ -84,12 +84,15 @@ def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]
         mask = subject.arguments[1].bool()
         got, want = [x[mask] for x in got], [x[mask] for x in want]
     grads = [(p.grad, q.grad) for p, q in zip(subject.model.parameters(), eager.parameters())]
+    kept = [x for x in zip(subject.model.buffers(), eager.buffers()) if x[0].is_floating_point()]
+    buffers = max((distance(a, b, 0.0) for a, b in kept), default=0.0)
     largest = max([float(q.norm()) for _, q in grads if q is not None], default=1.0)
     told = gr_compile.explain(fast).to_json()
     dense, computed = watched(fast, subject)
     return {
         "outputs": max(distance(a, b, 0.0) for a, b in zip(got, want)),
         "gradients": max((distance(p, q, 1e-3 * largest) for p, q in grads), default=0.0),
+        "buffers": buffers,
         "missing": sum((p is None) != (q is None) for p, q in grads),
         "graphs": told["graphs"],
         "dense": dense,
