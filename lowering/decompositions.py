@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._decomp.decompositions import pw_cast_for_opmath
 from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 aten = torch.ops.aten
 
@@ -16,6 +17,7 @@ _HALF = {
     torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
     torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
 }
+_MOST_PRODUCTS = 64
 _PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
 
 
@@ -26,6 +28,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     found[aten.silu_backward.default] = silu_backward
     for product in _PRODUCTS:
         found[product] = _half_product(product, found.get(product))
+    found[aten.bmm.default] = _counted_rows(found[aten.bmm.default])
     return found
 
 
@@ -47,6 +50,25 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     On the CPU Inductor writes the value of an exp that is read twice to memory, as large as the activations.
     """
     return grad * torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
+
+
+def _counted_rows(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """Products with a size that only the data tells: Inductor asks whether it is 1, which nobody knows.
+
+    einsum makes a batch of one of a plain product; an expert's or a head's weights make one of a few.
+    """
+
+    def bmm(left: Tensor, right: Tensor, **options: Any) -> Any:
+        count = left.shape[0]
+        told = usual(left, right, **options)
+        if told is not NotImplemented or options or not isinstance(count, int) or not 0 < count <= _MOST_PRODUCTS:
+            return told
+        if not any(free_unbacked_symbols(size) for x in (left, right) for size in x.shape[1:]):
+            return told
+        products = [aten.mm(left[k], right[k]) for k in range(count)]
+        return products[0].unsqueeze(0) if count == 1 else torch.stack(products)
+
+    return bmm
 
 
 def _half_product(product: Any, usual: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -129,7 +129,7 @@ def reasons(found: dict[str, Any]) -> list[str]:
 
 def assert_eager(found: dict[str, Any]) -> None:
     assert not [what for what in ("outputs", "gradients", "buffers") if not found[what] < 1e-4], found
-    assert not found["missing"]
+    assert not found["missing"] and not found["failed"]
 
 
 def assert_as_expected(found: dict[str, Any], expected: Expected) -> None:

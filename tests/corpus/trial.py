@@ -95,6 +95,7 @@ def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]
         "buffers": buffers,
         "missing": sum((p is None) != (q is None) for p, q in grads),
         "graphs": told["graphs"],
+        "failed": [report.passes_failed for report in gr_compile.report(fast) if report.passes_failed],
         "dense": dense,
         "places": request["batch"] * request["n"], "valid": valid, "computed": computed,
     }  # fmt: skip

@@ -113,3 +113,37 @@ def test_the_backward_of_silu_writes_no_sigmoid() -> None:
     for kernel in kernels:
         names = [line.split("=")[0].split()[-1] for line in kernel.splitlines() if ".neg().exp())" in line]
         assert not [x for x in names if f"{x}.store(" in kernel]
+
+
+class Products(nn.Module):
+    """Token-wise products by einsum and by addmm on flattened tokens, and one with weights for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(20, 8)
+        self.wide, self.bias = nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(12))
+        self.heads, self.back = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(15, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.items(ids)
+        x = torch.addmm(self.bias, x.view(-1, 8), self.wide).view(*ids.shape, 3, 4)
+        x = torch.einsum("bnhd,hde->bnhe", torch.tanh(x), self.heads).flatten(2)
+        x = torch.einsum("bnd,df->bnf", x, self.back)
+        return (x * (ids != 0)[..., None]).sum(1)
+
+
+def test_products_with_a_number_of_rows_that_only_the_data_tells() -> None:
+    torch.manual_seed(0)
+    model = Products()
+    weights = list(model.parameters())
+    fast = gr_compile.optimize(model)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        for ids in (torch.tensor([[1, 2, 0], [3, 0, 0], [4, 5, 6]]), torch.tensor([[1, 0, 0], [0, 0, 0], [0, 0, 0]])):
+            found, wanted = fast(ids), model(ids)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+            for got, want in zip(
+                torch.autograd.grad(found.square().sum(), weights), torch.autograd.grad(wanted.square().sum(), weights)
+            ):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    (report,) = gr_compile.report(fast)
+    assert not report.passes_failed and any(record.changed for record in report.passes)
