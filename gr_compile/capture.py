@@ -105,6 +105,7 @@ class _RegionInterpreter(fx.Interpreter):
         self.mutation: tuple[int, fx.Node] | None = None
         self.writes = any(map(_may_write, module.graph.nodes))
         self.written: list[int] = []
+        self.returned: dict[int, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
@@ -248,6 +249,9 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
                         raise CannotCapture("an input, parameter or buffer is changed in place", node)
                     interpreter.written.append(position)
             become = [wrapped[position] for position in interpreter.written]
+            interpreter.returned = {
+                place: number for place, x in enumerate(outputs) for number, buffer in enumerate(become) if x is buffer
+            }
             return pytree.tree_map_only(FunctionalTensor, _unwrap, (outputs, become))
 
     with (
@@ -264,7 +268,7 @@ def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeT
         except Exception as error:
             reason = f"tracing to functional ATen failed: {type(error).__name__}: {_first_line(error)}"
             raise CannotCapture(reason, interpreter.current) from error
-    write(traced, interpreter.written)
+    write(traced, interpreter.written, interpreter.returned)
     return traced
 
 

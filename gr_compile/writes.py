@@ -6,7 +6,7 @@ a copy of what it was before the call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.fx as fx
@@ -23,18 +23,22 @@ def may_be_written(placeholder: fx.Node, source: str) -> bool:
     return "_buffers[" in source and isinstance(value, torch.Tensor) and not value.requires_grad
 
 
-def write(graph_module: fx.GraphModule, positions: Sequence[int]) -> None:
-    """The graph returns (outputs, [what the inputs at `positions` become]); after this only outputs, and writes."""
+def write(graph_module: fx.GraphModule, positions: Sequence[int], returned: Mapping[int, int]) -> None:
+    """The graph returns (outputs, [what the inputs at `positions` become]); after this only outputs, and writes.
+
+    `returned`: outputs that are a buffer itself, and which of the written ones: `self.count += 1` gives it back.
+    """
     graph = graph_module.graph
     output = next(iter(graph.find_nodes(op="output")))
     outputs, values = output.args[0]
-    placeholders = graph.find_nodes(op="placeholder")
+    placeholders, writes = graph.find_nodes(op="placeholder"), []
     for position, value in zip(positions, values):
         with graph.inserting_before(output):
             node = graph.call_function(COPY, (placeholders[position], value))
         node.meta["val"] = placeholders[position].meta["val"]
         node.meta["stack_trace"] = value.meta.get("stack_trace")
-    output.args = (outputs,)
+        writes.append(node)
+    output.args = (tuple(writes[returned[k]] if k in returned else x for k, x in enumerate(outputs)),)
     _read_copies(graph)
 
 

@@ -49,6 +49,18 @@ def step(model: Any, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("target", ["eager", "inductor"])
+def test_a_buffer_stays_the_tensor_that_it_was(target: str) -> None:
+    """Whoever holds it, an optimizer or a checkpoint, sees what the next calls make of it."""
+    model = Pooled()
+    held = dict(model.named_buffers())
+    fast = gr_compile.optimize(model, target=target)
+    for seed in range(3):
+        step(fast, batch(seed))
+        assert all(x.data_ptr() == held[name].data_ptr() for name, x in model.named_buffers())
+    assert int(held["seen"]) == sum(int((batch(seed) != 0).sum()) for seed in range(3))
+
+
+@pytest.mark.parametrize("target", ["eager", "inductor"])
 @pytest.mark.parametrize("verify", ["shapes", "numerics"])
 def test_steps_leave_what_eager_leaves(target: str, verify: str) -> None:
     torch.manual_seed(0)
