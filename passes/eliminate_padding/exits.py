@@ -33,6 +33,7 @@ class Exits:
         self.packer, self.demand, self.per_sequence, self.counter = packer, demand, per_sequence, counter
         self.editor, self.layout = packer.editor, packer.layout
         self._unpacked: dict[fx.Node, fx.Node] = {}
+        self._chosen: dict[fx.Node, fx.Node] = {}
         self._rows: fx.Node | None = None
         self._pad_rows: RowPacker | None = None
 
@@ -153,12 +154,20 @@ class Exits:
         if chosen.coordinates:
             rows = self.editor.call(aten.index_select.default, self._row_numbers(), 0, self._flat(chosen.coordinates))
         else:
-            rows = self.counter.places(
-                self.packer.packed(chosen.mask), f"places where {chosen.mask.name} is true", counted=chosen.mask
-            )
-            self.editor.same_count(rows, user)
+            rows = self._chosen_rows(chosen.mask, user)
         made: fx.Node = self.editor.call(aten.index_select.default, self.packer.packed(node), 0, rows)
         return made
+
+    def _chosen_rows(self, mask: fx.Node, user: fx.Node) -> fx.Node:
+        """The packed rows where the mask is true, as many as `user` has; counted once, whoever asks."""
+        known = self._chosen.get(mask)
+        if known is not None:
+            self.editor.same_count(user, known)
+            return known
+        what = f"places where {mask.name} is true"
+        rows = self._chosen[mask] = self.counter.places(self.packer.packed(mask), what, counted=mask)
+        self.editor.same_count(rows, user)
+        return rows
 
     def _flat(self, coordinates: tuple[fx.Node, ...]) -> fx.Node:
         """b * N + n of the chosen places."""

@@ -12,6 +12,7 @@ from pass_bench import FUSE, PACK, Batch, PassBench, short_name
 from published_models import ITEMS
 from torch import Tensor, nn
 
+import gr_compile
 from gr_compile.graph_pass import Miss
 
 TOKEN_WISE = {
@@ -231,6 +232,21 @@ def test_a_published_model(name: str) -> None:
         weight.data.mul_(1.5)  # scores of a size that tells masks apart
     bench = PassBench(model, case.batches(), may_fail=bool(case.breaks)).assert_parity()
     assert_as_expected(bench, case)
+
+
+LOWERED = [x if x in ("HSTU", "SASRec, BCE", "mixture of experts") else pytest.param(x, marks=pytest.mark.slow) for x in CASES]
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_inductor_takes_what_the_passes_make(name: str) -> None:
+    """A graph that the target refuses is compiled without its passes: right, slow, and easily overlooked."""
+    torch.manual_seed(0)
+    model = CASES[name].make().double().train()
+    batch = next(iter(CASES[name].batches()))
+    fast = gr_compile.optimize(model)
+    with torch.no_grad():
+        fast(*batch)
+    assert not [report.passes_failed for report in gr_compile.report(fast) if report.passes_failed]
 
 
 def assert_as_expected(bench: PassBench, case: Case) -> None:
