@@ -26,6 +26,7 @@ from gr_compile.modes import WithoutAutocast, ambient_autocast, autocast_as
 from gr_compile.numerics import NumericsCheck
 from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
 from gr_compile.verify import VerificationError, verify_shapes
+from gr_compile.writes import shared_write
 
 log = logging.getLogger("gr_compile")
 
@@ -133,6 +134,8 @@ class Backend:
         start = time.perf_counter()
         try:
             captured = capture(graph_module)
+            if (shared := shared_write(captured, inputs)) is not None:
+                raise CannotCapture("a buffer that is written shares its memory with another input", shared)
         except CannotCapture as blocked:
             return self._run_as_torch_compile_would(graph_module, inputs, report, blocked)
         report.capture_milliseconds = (time.perf_counter() - start) * 1e3

@@ -6,7 +6,9 @@ a copy of what it was before the call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -45,6 +47,15 @@ def write(graph_module: fx.GraphModule, positions: Sequence[int], returned: Mapp
 def written(graph: fx.Graph) -> set[fx.Node]:
     """The placeholders that the graph writes to."""
     return {node.args[0] for node in graph.find_nodes(op="call_function", target=COPY)}
+
+
+def shared_write(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.Node | None:
+    """A buffer that is written and lies in the memory of another input, which the graph takes for two values."""
+    placeholders = graph_module.graph.find_nodes(op="placeholder")
+    values = {n: x for n, x in zip(placeholders, inputs) if isinstance(x, torch.Tensor) and x.layout is torch.strided}
+    owners = Counter(x.untyped_storage()._cdata for x in values.values())
+    found = (n for n in written(graph_module.graph) if n in values and owners[values[n].untyped_storage()._cdata] > 1)
+    return next(found, None)
 
 
 def _read_copies(graph: fx.Graph) -> None:

@@ -134,6 +134,26 @@ def test_a_parameter_or_an_argument_that_is_written_is_left_to_torch_compile() -
     assert "changed in place" in gr_compile.report(fast)[0].not_captured.reason
 
 
+class Overlapping(nn.Module):
+    """One buffer is a part of the other: what is written to one is read from both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.ones(4))
+        self.register_buffer("part", self.whole[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.whole.mul_(2)
+        return x * self.part.sum()
+
+
+def test_buffers_that_share_memory_are_left_to_torch_compile() -> None:
+    fast, eager, x = optimize(Overlapping()), Overlapping(), torch.ones(3)
+    for _ in range(3):
+        torch.testing.assert_close(fast(x), eager(x))
+    assert "shares its memory" in gr_compile.report(fast)[0].not_captured.reason
+
+
 class Literals(nn.Module):
     """Tensors made of numbers inside the model, in the spellings that people use."""
 
