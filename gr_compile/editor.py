@@ -90,6 +90,21 @@ class GraphEditor:
         self.edits += 1
         return node
 
+    def again(self, node: fx.Node, form: Callable[[fx.Node], Any] | None = None, /, **changed: Any) -> fx.Node:
+        """The operator of `node` with `form` of each operand, and `changed` arguments, named as in its schema."""
+        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        args: list[Any] = list(node.args)
+        kwargs: dict[str, Any] = dict(node.kwargs)
+        if form is not None:
+            args, kwargs = list(fx.map_arg(node.args, form)), dict(fx.map_arg(node.kwargs, form))
+        for name, value in changed.items():
+            position = schema.index(name)
+            if position < len(args):
+                args[position] = value
+            else:
+                kwargs[name] = value
+        return self.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
+
     def refresh(self, node: fx.Node) -> None:
         """Compute the fake value of a call again, from its arguments' values."""
         args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))

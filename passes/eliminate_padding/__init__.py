@@ -5,6 +5,8 @@
 
 `keep` is computed from the data: the union of all places that something reads, closed under attention
 (gr_compile/analysis/demand.py). Attention itself stays dense here, between `gr::unpack` and `gr::pack`.
+
+Values that a model keeps jagged between operators that pad and unpad them are spelled as padded ones first (jagged.py).
 """
 
 from __future__ import annotations

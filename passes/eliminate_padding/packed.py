@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,10 +20,15 @@ aten = torch.ops.aten
 
 
 class Packer:
-    """Makes packed values. `packable` are those computed on tokens; all others are gathered from their dense form."""
+    """Makes packed values. `packable` are those computed on tokens; all others are gathered from their dense form.
+    `decided`: selections by a mask that are, at all packed places, the same operand."""
 
-    def __init__(self, editor: GraphEditor, layout: TokenLayout, packable: set[fx.Node], index: PackedIndex) -> None:
+    def __init__(
+        self, editor: GraphEditor, layout: TokenLayout, packable: set[fx.Node], index: PackedIndex,
+        decided: Mapping[fx.Node, fx.Node] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.editor, self.layout, self.packable, self.index = editor, layout, packable, index
+        self.decided = decided
         self._packed: dict[fx.Node, fx.Node] = {}
         self._sources: dict[fx.Node, fx.Node] = {}
 
@@ -31,8 +37,12 @@ class Packer:
         """The packed form of a TOKENS value."""
         if node not in self._packed:
             with self.editor.at(like=node):
-                local = node in self.packable and self.layout.is_local(node)
-                self._packed[node] = self._compute(node) if local else self._gather_places(node)
+                if node in self.decided:
+                    self._packed[node] = self.packed(self.decided[node])
+                elif node in self.packable and self.layout.is_local(node):
+                    self._packed[node] = self._compute(node)
+                else:
+                    self._packed[node] = self._gather_places(node)
         return self._packed[node]
 
     def unpacked(self, node: fx.Node, fill: float | bool, row: fx.Node | None = None) -> fx.Node:
@@ -158,19 +168,6 @@ class Packer:
         rule: Callable[[fx.Node, Any], fx.Node] = getattr(self, "_" + type(kind).__name__.lower())
         return rule(node, kind)
 
-    def _call(self, node: fx.Node, /, **changed: Any) -> fx.Node:
-        """The node's own operator with some arguments, named as in its schema, replaced."""
-        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        args, kwargs = list(node.args), dict(node.kwargs)
-        for name, value in changed.items():
-            position = schema.index(name)
-            if position < len(args):
-                args[position] = value
-            else:
-                kwargs[name] = value
-        made: fx.Node = self.editor.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
-        return made
-
     def _pointwise(self, node: fx.Node, kind: ops.Pointwise) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda a: self.aligned(a, node))
         made: fx.Node = self.editor.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
@@ -204,7 +201,7 @@ class Packer:
         own = next(a for a in node.target._schema.arguments if a.name == "dim")  # type: ignore[union-attr]
         single = "int[" not in str(own.type) and "List[int]" not in str(own.type)
         source = node.target._schema.arguments[0].name  # type: ignore[union-attr]
-        return self._call(node, **{source: self.packed(kind.source), "dim": dims[0] if single else dims})
+        return self.editor.again(node, **{source: self.packed(kind.source), "dim": dims[0] if single else dims})
 
     def _along(self, node: fx.Node, kind: ops.Along) -> fx.Node:
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -213,14 +210,14 @@ class Packer:
             changed["dim"] = self.dim(kind.source, kind.dims[0])
         elif "dims" in names:
             changed["dims"] = [self.dim(kind.source, d) for d in kind.dims]
-        return self._call(node, **changed)
+        return self.editor.again(node, **changed)
 
     def _contract(self, node: fx.Node, kind: ops.Contract) -> fx.Node:
         if node.target is aten.linear.default:
-            return self._call(node, input=self.packed(kind.left))
+            return self.editor.again(node, input=self.packed(kind.left))
         plain = self.layout.of(kind.right) is Layout.DENSE and ops.rank(kind.right) == 2 and kind.bias is None
         if plain and node.target is aten.matmul.default and not self._contracts_place(kind):
-            return self._call(node, self=self.packed(kind.left))
+            return self.editor.again(node, self=self.packed(kind.left))
         out = [kind.out_labels[position] for position, _ in self.layout.rest(node)]
         left, left_labels = self._labelled(kind.left, kind.left_labels, kind, out)
         right, right_labels = self._labelled(kind.right, kind.right_labels, kind, out)
@@ -251,12 +248,12 @@ class Packer:
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> fx.Node:
         if node.target is aten.index.Tensor:
-            return self._call(node, indices=[self.packed(kind.index)])
-        return self._call(node, indices=self.packed(kind.index))
+            return self.editor.again(node, indices=[self.packed(kind.index)])
+        return self.editor.again(node, indices=self.packed(kind.index))
 
     def _gather(self, node: fx.Node, kind: ops.Gather) -> fx.Node:
         source, index = self.packed(kind.source), self.packed(kind.index)
-        return self._call(node, self=source, dim=self.dim(kind.source, kind.dim), index=index)
+        return self.editor.again(node, self=source, dim=self.dim(kind.source, kind.dim), index=index)
 
     def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> fx.Node:
         logits, target = self.packed(kind.logits), self.packed(kind.target)
@@ -278,10 +275,10 @@ class Packer:
     def _slice(self, node: fx.Node, kind: ops.Slice) -> fx.Node:
         if kind.whole:
             return self.packed(kind.source)
-        return self._call(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
+        return self.editor.again(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
 
     def _select(self, node: fx.Node, kind: ops.Select) -> fx.Node:
-        return self._call(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
+        return self.editor.again(node, self=self.packed(kind.source), dim=self.dim(kind.source, kind.dim))
 
     def _item(self, node: fx.Node, kind: ops.Item) -> fx.Node:
         several = kind.source
@@ -298,4 +295,4 @@ class Packer:
             return self._along(node, kind)
         assert isinstance(kind, ops.Items)
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        return self._call(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})
+        return self.editor.again(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
+from gr_compile.analysis.algebra import not_
 from gr_compile.analysis.cost import saving
 from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.dims import Atom, DimensionProvenance
-from gr_compile.analysis.element import Elements
+from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import TRUE, Expr
 from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout, is_floating
@@ -31,6 +32,7 @@ from gr_compile.passes.eliminate_padding.declared import (
 )
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
+from gr_compile.passes.eliminate_padding.jagged import spell_jagged_as_padded
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import typed
 from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
@@ -38,6 +40,7 @@ from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
 FUSION = "fuse-jagged-attention"
+_SELECTIONS = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,24 @@ class EliminatePadding(Pass):
         if not context.supports("gr::pack"):
             return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
         matches = spell_convolutions_as_linear(graph_module, context)
-        misses = {str(miss): miss for miss in unread_declarations(graph_module, context.config)}
+        jagged, missed = spell_jagged_as_padded(graph_module, context, self._pack)
+        packed, left = self._pack(graph_module, context)
+        matches += [*jagged, *packed]
+        misses = [*unread_declarations(graph_module, context.config), *missed, *left]
+        return PassResult(bool(matches), tuple(matches), tuple({str(miss): miss for miss in misses}.values()))
+
+    def _pack(self, graph_module: fx.GraphModule, context: PassContext) -> tuple[list[Match], list[Miss]]:
+        """Pack one raggedness after the other."""
+        matches: list[Match] = []
+        misses: list[Miss] = []
         tried: set[tuple[str, str]] = set()
-        while True:
-            attempt = self._next(graph_module, context, tried)
-            if attempt is None:
-                return PassResult(bool(matches), tuple(matches), tuple(misses.values()))
+        while (attempt := self._next(graph_module, context, tried)) is not None:
             match, found = attempt.apply(context, self)
             if match is not None:
                 matches.append(match)
                 context.editor.eliminate_dead_code()
-            misses.update({str(miss): miss for miss in found})
+            misses += found
+        return matches, misses
 
     def _next(self, graph_module: fx.GraphModule, context: PassContext, tried: set[tuple[str, str]]) -> _Attempt | None:
         """The next raggedness: one that is a view of another (a sequence cut short) comes before that one."""
@@ -236,7 +246,8 @@ class _Attempt:
         order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
         with editor.at(before=output, like=self.witness):
             index = self._index(options, counter)
-            packer = Packer(editor, self.layout, self.demand.packed, index)
+            decided = self._decided() if options.mode != "bucket" else {}  # a bucket is filled with places not kept
+            packer = Packer(editor, self.layout, self.demand.packed, index, decided)
             axes = {"b": (index.batch_size, 0)}
             exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()), counter)
             for node in sorted(self.demand.packed, key=order.__getitem__):
@@ -248,6 +259,31 @@ class _Attempt:
         editor.sort()
         closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}
         return Ragged(index, frozenset(node.name for node in closed))
+
+    def _decided(self) -> dict[fx.Node, fx.Node]:
+        """Selections by a mask that is true, or false, at every place that is kept, and the operand that they are."""
+        found: dict[fx.Node, fx.Node] = {}
+        for node in self.demand.packed:
+            if node.target not in _SELECTIONS:
+                continue
+            mask, when_true, when_false = node.args[:3]
+            try:
+                holds = self.pull.element(mask, self.places.of(mask))  # type: ignore[arg-type]
+            except Blocked:
+                continue
+            for operand, places in ((when_true, holds), (when_false, not_(holds))):
+                if not isinstance(operand, fx.Node) or not self._is_like(operand, node):
+                    continue
+                if implies(self.pull.ranges, self.demand.kept.mask, places):
+                    found[node] = operand
+        return found
+
+    def _is_like(self, operand: fx.Node, node: fx.Node) -> bool:
+        """Dtype and dimensions are the node's: nothing is converted or broadcast."""
+        value, dims = operand.meta.get("val"), self.layout.dims
+        if not isinstance(value, torch.Tensor) or value.dtype != node.meta["val"].dtype:
+            return False
+        return dims.of(operand) == dims.of(node)
 
     def _exit(self, exits: Exits, node: fx.Node, user: fx.Node, output: fx.Node, index: PackedIndex) -> None:
         if user is not output or self.output_read is TRUE:

@@ -67,6 +67,9 @@ SUBJECTS: dict[str, Expected] = {
     "SDPA, boolean mask": Expected(attentions=1),
     "SDPA, additive mask": Expected(attentions=1),
     "GRU, packed": Expected(attentions=0, misses=("pack_padded_sequence",), is_packed=False),
+    "HSTU, jagged outside attention": Expected(),
+    "KeyedJaggedTensor": Expected(attentions=1),
+    "Nested tensor, jagged": Expected(attentions=0, misses=("a tensor subclass (NestedTensor)",), is_packed=False),
 }  # fmt: skip
 
 

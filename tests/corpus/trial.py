@@ -67,7 +67,7 @@ def maker_of(name: str) -> Callable[[Any], Any]:
 
 PREFIX: dict[str, tuple[str, ...]] = {
     "rectools": ("rectools",), "recbole": ("recbole",), "transformers": ("llama", "gpt-2"),
-    "torch": ("transformerencoder", "multiheadattention", "sdpa", "gru"),
+    "torch": ("transformerencoder", "multiheadattention", "sdpa", "gru"), "jagged": ("hstu", "keyed", "nested"),
 }  # fmt: skip
 
 
@@ -148,8 +148,8 @@ def is_dense(shape: list[int], batch: int, n: int) -> bool:
 
 def subject_shape(subject: Any) -> tuple[int, int]:
     """B and N of the first integer argument over places."""
-    tensors = [x for x in pytree.tree_leaves(subject.arguments) if isinstance(x, Tensor) and x.dim() == 2]
-    return next((x.shape[0], x.shape[1]) for x in tensors if x.dtype == torch.int64)
+    given = [x for x in pytree.tree_leaves(subject.arguments) if isinstance(x, Tensor) and not x.is_nested]
+    return next((x.shape[0], x.shape[1]) for x in given if x.dim() == 2 and x.dtype == torch.int64)
 
 
 # ------------------------------------------------------------------------------------------------- times
