@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_table import Row, write_table
+from corpus_table import Row, write_row
 from trial import family_of
 from wheels import Unreachable, folder
 
@@ -83,7 +83,7 @@ def wheels() -> Path:
 
 def ask(wheels: Path, names: Sequence[str], **request: Any) -> dict[str, Any]:
     """What a child process says of subjects of one family."""
-    asked = {"names": [name.removesuffix(", declared") for name in names], "fill": FILL, **request}
+    asked = {"fill": FILL, **request, "names": [name.removesuffix(", declared") for name in names]}
     done = subprocess.run(
         [sys.executable, str(HERE / "trial.py"), str(wheels), json.dumps(asked)], cwd=HERE, capture_output=True, text=True
     )
@@ -150,24 +150,16 @@ def test_a_published_model(answers: Answers, name: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ long, with TorchInductor
-@pytest.fixture(scope="session")
-def rows() -> Iterator[list[Row]]:
-    """Rows of docs/models.md, which is written when all subjects have one."""
-    found: list[Row] = []
-    yield found
-    if {row.name for row in found} == set(SUBJECTS):
-        write_table(found, LONG_BATCH, LONG_N, FILL)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_a_long_published_model(wheels: Path, rows: list[Row], name: str) -> None:
-    size = {"batch": LONG_BATCH, "n": LONG_N, "threads": 2, "declared": SUBJECTS[name].declared}
-    found = ask(wheels, [name], **size, target="inductor")[name]
+def test_a_long_published_model(wheels: Path, name: str) -> None:
+    size = {"batch": LONG_BATCH, "n": LONG_N, "threads": 2, "declared": SUBJECTS[name].declared, "target": "inductor"}
+    found = ask(wheels, [name], **size)[name]
     assert_eager(found)
-    times = ask(wheels, [name], **size, times=True, repeats=5)[name]
-    rows.append(Row(
-        name, matches(found, "eliminate-padding"), matches(found, "fuse-jagged-attention"), found["dense"],
-        reasons(found), found["places"], found["computed"], found["valid"],
-        *(times[mode]["torch_compile"] / times[mode]["gr_compile"] for mode in ("inference", "training")),
-    ))  # fmt: skip
+    times = [ask(wheels, [name], **size, fill=fill, times=True, repeats=5)[name] for fill in (FILL, 1.0)]
+    speeds = [t[mode]["torch_compile"] / t[mode]["gr_compile"] for t in times for mode in ("inference", "training")]
+    row = Row(
+        name, matches(found, "eliminate-padding"), matches(found, "fuse-jagged-attention"), found["dense"], reasons(found),
+        found["places"], found["computed"], found["valid"], speeds,
+    )  # fmt: skip
+    write_row(row, list(SUBJECTS), LONG_BATCH, LONG_N, FILL)
