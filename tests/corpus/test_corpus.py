@@ -8,6 +8,8 @@ with it, times them against torch.compile and writes docs/models.md.
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -135,8 +137,13 @@ def assert_eager(found: dict[str, Any]) -> None:
     assert not found["missing"] and not found["failed"]
 
 
+def assert_no_more_graphs(found: dict[str, Any]) -> None:
+    assert found["count"] <= found["count_of_torch_compile"], found["graphs"]
+
+
 def assert_as_expected(found: dict[str, Any], expected: Expected) -> None:
     assert_eager(found)
+    assert_no_more_graphs(found)
     assert matches(found, "fuse-jagged-attention") == expected.attentions, reasons(found)
     for reason in expected.misses:
         assert any(reason in said for said in reasons(found)), reasons(found)
@@ -147,6 +154,24 @@ def assert_as_expected(found: dict[str, Any], expected: Expected) -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_published_model(answers: Answers, name: str) -> None:
     assert_as_expected(answers.of(name), SUBJECTS[name])
+
+
+DROPOUT = [
+    "RecTools SASRec, key mask", "TransformerEncoder, causal",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("RecBole SASRec", "GPT-2, sdpa, padded left")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DROPOUT)
+def test_dropout_is_drawn_from_the_same_distribution(wheels: Path, name: str) -> None:
+    """Losses and gradient norms of 60 steps with other masks each: equal means and spreads, as far as 60 tell."""
+    found = ask(wheels, [name], batch=BATCH, n=20, fill=0.5, target="eager", dropout=0.3, draws=60)[name]
+    assert "error" not in found and not found["failed"], found
+    for eager, optimised in zip(zip(*found["eager"]), zip(*found["optimised"])):
+        spreads = [statistics.stdev(x) for x in (eager, optimised)]
+        error = math.hypot(*spreads) / math.sqrt(60)
+        assert spreads[0] > 0 and 0.6 < spreads[1] / spreads[0] < 1.6, spreads
+        assert abs(statistics.mean(eager) - statistics.mean(optimised)) < 4 * error, (eager, optimised)
 
 
 # ------------------------------------------------------------------------------------------------ long, with TorchInductor

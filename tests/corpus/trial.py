@@ -1,8 +1,9 @@
 """Tries subjects of one family in a process of its own: `python trial.py WHEELS REQUEST`, JSON in, JSON out.
 
 A request: {names, batch, n, fill, declared, target}. The answer, by name: whether outputs and gradients are eager's,
-what the passes matched and missed, the operators that ran over padded places, places, valid ones and those computed;
-with "times" medians of milliseconds against torch.compile; or {error} where it failed.
+what the passes matched and missed, the operators that ran over padded places, places, valid ones and those computed,
+graphs and torch.compile's; with "times" medians of milliseconds against torch.compile; with "dropout" how often drawn
+losses and gradients of both are; or {error} where it failed.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def tried(name: str, request: dict[str, Any]) -> dict[str, Any]:
         size = importlib.import_module("subject").Size(request["batch"], request["n"], request["fill"])
         subject = maker_of(name)(size)
         subject.model.train()
+        if request.get("dropout"):
+            return drawn(subject, request)
         if request.get("times"):
             return {"inference": times(subject, request, False), "training": times(subject, request, True)}
         return compare(subject, request, int(size.lengths().sum()))
@@ -88,6 +91,7 @@ def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]
     buffers = max((distance(a, b, 0.0) for a, b in kept), default=0.0)
     largest = max([float(q.norm()) for _, q in grads if q is not None], default=1.0)
     told = gr_compile.explain(fast).to_json()
+    count = len(gr_compile.report(fast))
     dense, computed = watched(fast, subject)
     return {
         "outputs": max(distance(a, b, 0.0) for a, b in zip(got, want)),
@@ -98,7 +102,16 @@ def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]
         "failed": [report.passes_failed for report in gr_compile.report(fast) if report.passes_failed],
         "dense": dense,
         "places": request["batch"] * request["n"], "valid": valid, "computed": computed,
+        "count": count, "count_of_torch_compile": graphs_of_torch_compile(eager, subject.arguments),
     }  # fmt: skip
+
+
+def graphs_of_torch_compile(model: nn.Module, arguments: tuple[Any, ...]) -> int:
+    """Into how many graphs Dynamo cuts the model."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    torch.compile(model, backend=counter)(*arguments)
+    return int(counter.frame_count)
 
 
 def step(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -150,6 +163,31 @@ def subject_shape(subject: Any) -> tuple[int, int]:
     """B and N of the first integer argument over places."""
     given = [x for x in pytree.tree_leaves(subject.arguments) if isinstance(x, Tensor) and not x.is_nested]
     return next((x.shape[0], x.shape[1]) for x in given if x.dim() == 2 and x.dtype == torch.int64)
+
+
+# ----------------------------------------------------------------------------------------------- dropout
+def drawn(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Two statistics of each of some training steps with dropout, eager and optimised: [draws, 2] each."""
+    import gr_compile
+
+    for module in subject.model.modules():
+        for name in ("p", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, request["dropout"])
+    fast = gr_compile.optimize(copy.deepcopy(subject.model), target=request["target"])
+    return {
+        "eager": [statistics_of(subject.model, subject.arguments) for _ in range(request["draws"])],
+        "optimised": [statistics_of(fast, subject.arguments) for _ in range(request["draws"])],
+        "failed": [report.passes_failed for report in gr_compile.report(fast) if report.passes_failed],
+    }
+
+
+def statistics_of(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[float, float]:
+    """A step's loss and the norm of its gradients."""
+    model.zero_grad()
+    outputs = step(model, arguments)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    return float(sum(x.sum() for x in outputs)), float(norm)
 
 
 # ------------------------------------------------------------------------------------------------- times

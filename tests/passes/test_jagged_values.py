@@ -124,6 +124,15 @@ def test_offsets_that_are_given_serve_as_well() -> None:
     assert not any(made.operators_after(PACK)[name] for name in ROUND_TRIPS)
 
 
+@pytest.mark.parametrize("mode", ["mode=bucket,multiple=4", "mode=host"])
+def test_however_the_tokens_are_counted(mode: str) -> None:
+    """A bucket is filled with padded places, whose keys must stay 0."""
+    made = bench(Model(Attention()), passes=f"canonicalize,{PACK}{{{mode}}},{FUSE}").assert_fires(PACK, FUSE)
+    assert not any(made.operators_after(PACK)[trip] for trip in ROUND_TRIPS)
+    assert made.operators_after(PACK)["where"] == (4 if "bucket" in mode else 0)
+    made.assert_parity()
+
+
 def test_a_padding_value_is_kept() -> None:
     class Padded(Model):
         def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
