@@ -10,8 +10,19 @@ from gr_compile.analysis.expr import Expr, binary, const, make
 
 
 def is_contraction(node: fx.Node) -> bool:
-    """True for sums of products over a shared dimension."""
-    return isinstance(ops.kind_of(node), ops.Contract)
+    """True for sums of products over a shared dimension; one of size 1 sums nothing up."""
+    kind = ops.kind_of(node)
+    return isinstance(kind, ops.Contract) and not _is_outer_product(kind)
+
+
+def _is_outer_product(kind: ops.Contract) -> bool:
+    sizes = [
+        size
+        for operand, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
+        for label, size in zip(labels, operand.meta["val"].shape)
+        if label not in kind.out_labels
+    ]
+    return kind.bias is None and all(isinstance(size, int) and size == 1 for size in sizes)
 
 
 def extents(pull: Elements, kind: ops.Contract) -> dict[str, Expr]:
@@ -37,15 +48,19 @@ def operand_indices(
 
 
 def dot(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    """The element of a contraction: `dot(a, b)` over a fresh feature index; a bias is added after it."""
+    """The element of a contraction: `dot(a, b)` over a fresh feature index; a bias is added after it.
+
+    An outer product of masks is the product of two elements. (One of queries and keys with one feature is a score.)
+    """
     kind = ops.kind_of(node)
     if not isinstance(kind, ops.Contract):
         raise Blocked("this contraction is not of two operands", node)
     sizes = extents(pull, kind)
     places = dict(zip(kind.out_labels, indices))
     summed = sorted(set(kind.left_labels + kind.right_labels) - set(kind.out_labels))
+    of_masks = _is_outer_product(kind) and pull.closed(node)
     for label in summed:
-        places[label] = pull.fresh(sizes[label])
+        places[label] = const(0) if of_masks else pull.fresh(sizes[label])
     sides, read = [], []
     for operand, labels in ((kind.left, kind.left_labels), (kind.right, kind.right_labels)):
         picked = operand_indices(pull, operand, labels, places, sizes)
@@ -54,6 +69,8 @@ def dot(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
             raise Blocked("a product of two pair values over features", node)
         sides.append(pull.element(operand, picked))
         read.append(picked)
+    if of_masks:
+        return binary("mul", sides[0], sides[1], pull.dtype(node))
     product = make("dot", tuple(sides), pull.dtype(node))
     if len(summed) == 1:
         pull.dots[product] = Dot(node, (kind.left, kind.right), (read[0], read[1]), places[summed[0]])

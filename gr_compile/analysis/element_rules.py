@@ -24,6 +24,7 @@ from gr_compile.analysis.expr import (
     compare,
     const,
     divmod_,
+    elu,
     leaky_relu,
     make,
     mul,
@@ -136,6 +137,26 @@ def _leaky_relu(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return leaky_relu(pull.broadcast(node.args[0], node, indices), slope)
 
 
+@_register(aten.elu.default)
+def _elu(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    if ops.argument(node, 2, "scale", 1) != 1 or ops.argument(node, 3, "input_scale", 1) != 1:
+        raise Blocked("an elu with scales of its own", node)
+    return elu(pull.broadcast(node.args[0], node, indices), float(ops.argument(node, 1, "alpha", 1)))
+
+
+@_register(aten.hardtanh.default, aten.relu6.default)
+def _hardtanh(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """A clamp whose derivative at its bounds is 0."""
+    value, dtype = pull.broadcast(node.args[0], node, indices), pull.dtype(node)
+    if dtype not in FLOAT_DTYPES:
+        raise Blocked("a hardtanh of integers", node)
+    bounds = (0, 6) if node.target is aten.relu6.default else (
+        ops.argument(node, 1, "min_val", -1), ops.argument(node, 2, "max_val", 1)
+    )  # fmt: skip
+    low, high = (const(float(bound), dtype) for bound in bounds)
+    return where(compare("le", value, low), low, where(compare("ge", value, high), high, value, dtype), dtype)
+
+
 @_register(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     if ops.argument(node, 2, "alpha", 1) != 1:
@@ -175,6 +196,15 @@ def _power(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     if dtype == "i":
         raise Blocked("a power of integers", node)
     return binary("pow", base, const(float(node.args[1]), dtype), dtype)  # type: ignore[arg-type]
+
+
+@_register(aten.pow.Scalar)
+def _power_of(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """A number to the power of a tensor: a decay by distance."""
+    exponent, dtype = pull.broadcast(node.args[1], node, indices), pull.dtype(node)
+    if dtype not in FLOAT_DTYPES:
+        raise Blocked("a power of integers", node)
+    return binary("pow", const(float(node.args[0]), dtype), cast(exponent, dtype), dtype)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------- comparisons and logic
@@ -345,6 +375,15 @@ def _softmax(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     logits = cast(pull.element(node.args[0], indices), pull.dtype(node))
     safe = node.target is aten._safe_softmax.default
     return make("safe_softmax" if safe else "softmax", (logits, indices[dim]), pull.dtype(node))
+
+
+@_register(aten.nan_to_num.default)
+def _nan_to_num(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """Of a softmax: its rows without a key, all -inf, are NaN, and 0 is what a safe softmax gives there."""
+    weights = pull.broadcast(node.args[0], node, indices)
+    if weights.op != "softmax" or ops.argument(node, 1, "nan", None) not in (None, 0):
+        raise Blocked("nan_to_num of anything but a softmax", node)
+    return make("safe_softmax", weights.args, weights.dtype)
 
 
 for _target in (

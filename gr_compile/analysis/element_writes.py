@@ -89,6 +89,20 @@ def _diagonal_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return _written(pull, node, indices, inside, (*others, along))
 
 
+@_register(aten.as_strided_scatter.default)
+def _fill_diagonal(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """`mask.fill_diagonal_(True)` of a square matrix: a write at every (N + 1)-th of its N * N elements."""
+    shape = pull.shape(node)
+    sizes, strides = ([pull.element(x, ()) for x in given] for given in node.args[2:4])  # type: ignore[union-attr]
+    plain = (
+        len(shape) == 2 and shape[0] is shape[1] and sizes == shape[:1] and not ops.argument(node, 4, "storage_offset")
+    )
+    if not plain or strides != [add(shape[1], const(1))]:
+        raise Blocked("a write at strided places", node)
+    inside = compare("eq", indices[0], indices[1], pull.ranges)
+    return _written(pull, node, indices, inside, (indices[0],))
+
+
 @_register(aten.copy.default)
 def _copy(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return cast(pull.broadcast(node.args[1], node, indices), pull.dtype(node))

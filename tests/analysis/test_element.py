@@ -100,6 +100,12 @@ PAIRS: dict[str, Body] = {
         ids[:, :, None] - ids[:, None, :], lambda x: x.__setitem__(ids == 0, 11), lead=False),
     "rounded by what it is written to": lambda m, ids, *_: written(
         distance(ids), lambda x: x[1:].copy_(distance(ids)[1:] * 0.7)),
+    "the diagonal filled": lambda m, ids, *_: written(distance(ids), lambda x: x.fill_diagonal_(9)),
+    "both by an outer product": lambda m, ids, lengths, mask, *_: torch.bmm(mask.float()[:, :, None], mask.float()[:, None]),
+    "both by an einsum": lambda m, ids, lengths, mask, *_: torch.einsum("bi,bj->bij", mask.float(), mask.float()),
+    "elu": lambda m, ids, *_: F.elu(distance(ids).float(), 0.7)[None],
+    "hardtanh": lambda m, ids, *_: (F.hardtanh(distance(ids).float(), -2, 3) + F.relu6(distance(ids).float() * 2))[None],
+    "a decay by distance": lambda m, ids, *_: (0.9 ** distance(ids).float())[None],
     "padded": lambda m, ids, *_: F.pad(distance(ids), (1, 1))[:, :-2][None],
 }  # fmt: skip
 
@@ -147,6 +153,10 @@ BLOCKED: dict[str, tuple[Body, str]] = {
     "a convolution over pairs": (
         lambda m, ids, lengths, mask, x, p: F.conv2d(p[:, None], torch.ones(1, 1, 3, 3), padding=1)[:, 0], "conv"),
     "an inverse": (lambda m, ids, lengths, mask, x, p: torch.linalg.matrix_exp(p), "exp"),
+    "a strided write beside the diagonal": (lambda m, ids, *_: written(
+        distance(ids), lambda x: x.as_strided((2,), (3,)).fill_(7)), "as_strided_scatter"),
+    "NaN of anything but a softmax": (lambda m, ids, lengths, mask, x, p: torch.nan_to_num(p), "nan_to_num"),
+    "an elu with a scale": (lambda m, ids, lengths, mask, x, p: torch.selu(p), "selu"),
     "a softplus of its own": (lambda m, ids, lengths, mask, x, p: F.softplus(p, beta=3.0), "softplus with a beta"),
     "a softplus, linear early": (lambda m, ids, lengths, mask, x, p: F.softplus(p, threshold=1.0), "softplus with a beta"),
     "a cast that cuts off": (lambda m, ids, *_: (distance(ids)[None] * ids[:, :1, None]).to(torch.int8), "int8 arith"),
