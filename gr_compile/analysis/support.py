@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from gr_compile.analysis.bounds import above
 from gr_compile.analysis.expr import (
     FALSE,
     TRUE,
@@ -28,6 +29,10 @@ _LARGE = 1e3  # a factor or a constant that can undo an additive mask
 MASKED = -1e4
 """A constant at most this is an additive mask: exp underflows to 0 unless the row's maximum is masked too."""
 
+_UNDERFLOWS = -1e3
+"""At most this: exp is 0 in every float dtype, and with it the sigmoid and what is a multiple of them."""
+
+_ZERO_FAR_BELOW = frozenset({"exp", "gelu", "gelu_tanh", "sigmoid", "silu", "softplus"})
 _ZERO_AT_ZERO = frozenset({
     "abs", "ceil", "dropout", "erf", "expm1", "floor", "gelu", "gelu_tanh", "log1p", "neg", "relu", "round",
     "sign", "silu", "sin", "sqrt", "tanh", "trunc",
@@ -38,7 +43,8 @@ _NONZERO_IF_ANY = frozenset({"add", "sub", "maximum", "minimum"})
 def nonzero(expr: Expr) -> Expr:
     """A boolean that is implied by `expr != 0`: TRUE when nothing is known.
 
-    SiLU or GELU of `score + mask` counts as non-zero: that it is small there is a statement about the score.
+    SiLU or GELU of `score + mask` counts as non-zero unless the score has a bound that leaves the sum far below 0: a
+    score of any size may undo the mask.
     """
     found: dict[Expr, Expr] = {}
     for node in walk(expr):
@@ -60,6 +66,8 @@ def _nonzero(node: Expr, found: dict[Expr, Expr]) -> Expr:
         return or_(found[args[0]], found[args[1]])
     if op == "mul":
         return and_(found[args[0]], found[args[1]])
+    if op in _ZERO_FAR_BELOW:
+        return and_(found[args[0]] if op in _ZERO_AT_ZERO else TRUE, above(args[0], _UNDERFLOWS))
     if op == "div" or op in _ZERO_AT_ZERO or (op == "pow" and args[1].op == "const" and args[1].args[0] > 0):
         return found[args[0]]
     if op == "poly" and len(args) == 1:

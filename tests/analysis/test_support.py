@@ -56,6 +56,9 @@ def additive(mask: Expr, value: float) -> Expr:
         (unary("softplus", where(CAUSAL, S, ZERO, "f32")), TRUE),
         (unary("cos", where(CAUSAL, S, ZERO, "f32")), TRUE),
         (unary("silu", additive(CAUSAL, -1e9)), TRUE),  # small, but not zero
+        (unary("silu", binary("add", unary("tanh", S), where(CAUSAL, ZERO, const(-1e9), "f32"), "f32")), CAUSAL),
+        (unary("exp", binary("add", unary("tanh", S), where(CAUSAL, ZERO, const(-1e9), "f32"), "f32")), CAUSAL),
+        (unary("tanh", binary("add", unary("tanh", S), where(CAUSAL, ZERO, const(-1e9), "f32"), "f32")), TRUE),
         (unary("gelu", additive(CAUSAL, -1e9)), TRUE),
         (binary("add", cast(CAUSAL, "f32"), cast(VALID, "f32"), "f32"), or_(CAUSAL, VALID)),
         (binary("pow", cast(CAUSAL, "f32"), S, "f32"), TRUE),
@@ -152,6 +155,15 @@ def test_exact_masks_are_minus_infinity_in_torch() -> None:
         masked = ~values.evaluate(found.condition)
         assert not found.assumes_bounded_scores
         assert (values.evaluate(logit)[masked] == -INFINITY).all()
+
+
+@pytest.mark.parametrize("op", ["exp", "gelu", "gelu_tanh", "sigmoid", "silu", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_far_below_zero_vanishes_with_its_derivative(op: str, dtype: torch.dtype) -> None:
+    below = torch.linspace(-1e3, -1e9, 1001, dtype=torch.float64).to(dtype).requires_grad_()
+    values = UNARY[op](below)
+    (slopes,) = torch.autograd.grad(values.sum(), below)
+    assert not values.any() and not slopes.any()
 
 
 def test_finite_masks_vanish_in_softmax() -> None:
