@@ -15,6 +15,9 @@ from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import blind_rows_are_zero, support
 from gr_compile.analysis.support import live
 
+_SCORES = frozenset({"dot", "s", "sm", "softmax"})
+_MOST_COMPARISONS = 8
+
 
 @dataclass
 class KeptPlaces:
@@ -24,7 +27,8 @@ class KeptPlaces:
         mask: M over b and n; loads of the names in `closures` stand for derived masks.
         closures: name -> ("suffix", mask): every place up to the last one of mask;
             or ("rows", mask): all places of a sequence that has a place in mask;
-            or ("none", mask): all places of a sequence that has none.
+            or ("none", mask): all places of a sequence that has none;
+            or ("named", numbers): the places b * N + n that a tensor of numbers names.
         terms: what contributed, in words.
     """
 
@@ -68,7 +72,7 @@ class Closure:
         return [
             or_(not_(mask), load(name, here if kind == "suffix" else here[:1], "b"))
             for name, (kind, mask) in self.kept.closures.items()
-            if kind != "none"
+            if kind not in ("none", "named")
         ]
 
     def computable(self, places: Expr) -> bool:
@@ -78,7 +82,7 @@ class Closure:
                 node = self.pull.nodes.get(part.args[0])
                 if node is None or not self.pull.closed(node):
                     return False
-            if part.op in ("dot", "s", "sm", "softmax"):
+            if part.op in _SCORES:
                 return False
         return True
 
@@ -90,11 +94,17 @@ class Closure:
         self.kept.closures[name] = self.fixed[name] = ("none", places)
         return load(name, (index("b"),), "b")
 
+    def named(self, numbers: fx.Node) -> Expr:
+        """The places b * N + n that the tensor `numbers` names, by a name for them."""
+        name = f"named_{numbers.name}"
+        self.kept.closures[name] = self.fixed[name] = ("named", load(numbers.name, (), "i"))
+        return load(name, (index("b"), index("n")), "b")
+
     def project(self, region: Region, premise: Expr, side: str) -> Expr:
         """The places of `side` ("i" or "j") for which `premise` may hold, whatever the other is; over b and n."""
         for name, extent in region.extents.items():
             self.pull.bind(name, extent)
-        defined = substitute(premise, region.definitions)
+        defined = _whatever_the_scores(substitute(premise, region.definitions))
         wanted = frozenset({"b", side})
         projected = project_out(self.pull.ranges, defined, wanted, suffix_closed=self.kept.suffix_closed)
         return substitute(projected, {index(side): index("n")})
@@ -173,3 +183,13 @@ class Closure:
             self.pull.bind(name, extent)
         premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
         return implies(self.pull.ranges, premise, conclusion, suffix_closed=self.kept.suffix_closed)
+
+
+def _whatever_the_scores(premise: Expr) -> Expr:
+    """`premise`, weaker: what it says for one answer or the other of every comparison of scores, as of `s > 0`."""
+    compared = [part for part in walk(premise) if part.op == "compare" and any(p.op in _SCORES for p in walk(part))]
+    if len(compared) > _MOST_COMPARISONS:
+        return premise
+    for part in compared:
+        premise = or_(substitute(premise, {part: TRUE}), substitute(premise, {part: FALSE}))
+    return premise

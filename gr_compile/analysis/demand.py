@@ -31,6 +31,7 @@ from gr_compile.analysis.support import nonzero
 from gr_compile.analysis.tame import untamed
 
 _ROUNDS = 6
+_MASK_KEYS = "mask the keys; where no softmax follows, multiply the weights by the mask"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class DemandAnalysis:
         self.closure = Closure(pull, layout)
         self.pads = PadValues(pull, layout, places, self._region_pads(), self.closure.sequences_without)
         self.rows = PadRows(layout, self.pads)
-        self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {})
+        self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {}, self.closure.named)
         self._masks = MasksInside(pull, layout)
         self.packed: set[fx.Node] = set()
         self.reads: list[Read] = []
@@ -275,5 +276,5 @@ class DemandAnalysis:
             )  # fmt: skip
         if read.user in self.regions or read.user in self._interior:
             reason = next(iter(self.closure.blocked_keys.values()), "it is read at places that cannot be bounded")
-            return Dense(read.node, read.user, f"attention reads padded places: {reason}", "mask the keys")
+            return Dense(read.node, read.user, f"attention reads padded places: {reason}", _MASK_KEYS)
         return Dense(read.node, read.user, f"{read.what} may read every place", "")

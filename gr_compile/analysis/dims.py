@@ -14,6 +14,7 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
+from gr_compile.analysis.masked_index import masked_index
 from gr_compile.sizes import size_expr
 
 
@@ -80,6 +81,7 @@ class DimensionProvenance:
         return [self._fresh(size) for size in value.shape]
 
     def _of(self, node: fx.Node, value: torch.Tensor) -> list[Dim]:
+        self._align_masked_index(node)
         kind = ops.kind_of(node)
         if kind is None:
             return self._opaque(node, value)
@@ -105,8 +107,6 @@ class DimensionProvenance:
             return [*query[:-1], values[-1]]
         if node.target in ops.CLASS_LOSSES:
             self._align_targets(node)
-        if node.target is torch.ops.aten.index.Tensor:
-            self._align_mask_index(node)
         if node.target is torch.ops.gr.pack.default:
             batch, length, tokens = self._places_of(node.args[1], node.args[0].meta["val"].shape, value.shape[0])  # type: ignore[arg-type,union-attr]
             dense = self._dims[node.args[0]]  # type: ignore[index]
@@ -133,11 +133,11 @@ class DimensionProvenance:
             if own and self._size(own) == self._size(dim):
                 self._unify(dim, own)
 
-    def _align_mask_index(self, node: fx.Node) -> None:
-        """x[mask]: the mask has the first dimensions of x."""
-        given: Any = node.args[1]
-        if len(given) == 1 and isinstance(given[0], fx.Node) and given[0].meta["val"].dtype == torch.bool:
-            for a, b in zip(self._dims[node.args[0]], self._dims[given[0]]):  # type: ignore[index]
+    def _align_masked_index(self, node: fx.Node) -> None:
+        """x[mask], x[torch.where(mask)]: the mask has the first dimensions of x."""
+        chosen = masked_index(node)
+        if chosen is not None:
+            for a, b in zip(self._dims[node.args[0]], self._dims[chosen.mask]):  # type: ignore[index]
                 self._unify(a, b)
 
     def _align_targets(self, node: fx.Node) -> None:
@@ -201,6 +201,23 @@ class DimensionProvenance:
             if d != kind.dim and self._size(dim) == self._size(index[d]):
                 self._unify(dim, index[d])
         return index
+
+    def _complex(self, node: fx.Node, value: torch.Tensor, kind: ops.Complex) -> list[Dim]:
+        dims = list(self._dims[kind.source])
+        return dims[:-1] if value.is_complex() else [*dims, self._fresh(2)]
+
+    def _pick(self, node: fx.Node, value: torch.Tensor, kind: ops.Pick) -> list[Dim]:
+        out = list(self._dims[kind.source])
+        out[kind.dim] = self._fresh(value.shape[kind.dim]) if kind.index is None else self._dims[kind.index][0]
+        return out
+
+    def _put(self, node: fx.Node, value: torch.Tensor, kind: ops.Put) -> list[Dim]:
+        """The values' other dimensions run with the source's."""
+        out, values = list(self._dims[kind.source]), self._dims[kind.values]
+        for position, dim in enumerate(values, start=len(out) - len(values)):
+            if position != kind.dim and dim:
+                self._unify(out[position], dim)
+        return out
 
     def _concatenate(self, node: fx.Node, value: torch.Tensor, kind: ops.Concatenate) -> list[Dim]:
         sources = [self._dims[source] for source in kind.sources if source.meta["val"].dim() == value.dim()]

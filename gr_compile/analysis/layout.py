@@ -147,6 +147,21 @@ class TokenLayout:
             a == b for d, (a, b) in enumerate(zip(source, index)) if self.has_place(a) or self.has_place(b)
         )
 
+    def _complex(self, node: fx.Node, kind: ops.Complex) -> bool:
+        """The two parts are no place: a sequence may have two of them."""
+        parts = kind.source if node.meta["val"].is_complex() else node
+        return self.of(kind.source) is Layout.TOKENS and self._free_of_places(parts, (ops.rank(parts) - 1,))
+
+    def _pick(self, node: fx.Node, kind: ops.Pick) -> bool:
+        dense = kind.index is None or self.of(kind.index) is Layout.DENSE
+        return dense and self.of(kind.source) is Layout.TOKENS and self._free_of_places(kind.source, (kind.dim,))
+
+    def _put(self, node: fx.Node, kind: ops.Put) -> bool:
+        """A write along features: every place writes its own values, or all places the same ones."""
+        if self.of(kind.source) is not Layout.TOKENS or self.of(kind.index) is not Layout.DENSE:
+            return False
+        return self._free_of_places(kind.source, (kind.dim,)) and self._aligned(node, kind.values)
+
     def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> bool:
         both = self.of(kind.logits) is Layout.TOKENS and self.of(kind.target) is Layout.TOKENS
         return both and not self.rest(kind.target) and len(self.rest(kind.logits)) == 1

@@ -97,6 +97,32 @@ class Gather(Kind):
 
 
 @dataclass(frozen=True)
+class Complex(Kind):
+    """The last dimension, of size 2, goes into one complex number, or comes out of it."""
+
+    source: fx.Node
+
+
+@dataclass(frozen=True)
+class Pick(Kind):
+    """out[.., k, ..] = source[.., g(k), ..] at `dim`; g is `index`, one number for each k, or known without data."""
+
+    source: fx.Node
+    dim: int
+    index: fx.Node | None = None
+
+
+@dataclass(frozen=True)
+class Put(Kind):
+    """`source` with `values`, broadcast to it, written (or added) at the numbers `index` of `dim`."""
+
+    source: fx.Node
+    dim: int
+    index: fx.Node
+    values: fx.Node
+
+
+@dataclass(frozen=True)
 class Concatenate(Kind):
     """Tensors one after another along `dim`."""
 
@@ -351,10 +377,38 @@ def _items(node: fx.Node) -> Kind:
 
 
 def _index(node: fx.Node) -> Kind | None:
-    indices = list(node.args[1])  # type: ignore[arg-type]
+    source: Any = node.args[0]
+    indices: Any = node.args[1]
     if len(indices) == 1 and isinstance(indices[0], fx.Node) and indices[0].meta["val"].dtype != torch.bool:
-        return Lookup(node.args[0], indices[0])  # type: ignore[arg-type]
-    return None
+        return Lookup(source, indices[0])
+    given = _one_index(indices)
+    return Pick(source, *given) if given is not None else None
+
+
+def _one_index(indices: Any) -> tuple[int, fx.Node] | None:
+    """The dimension and the numbers of an index along one dimension alone, `x[:, :, numbers]`."""
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0][1].meta["val"].dtype == torch.bool or rank(given[0][1]) != 1:
+        return None
+    return given[0]
+
+
+def _index_select(node: fx.Node) -> Kind | None:
+    source, dim, index = node.args
+    return Pick(source, int(dim) % max(rank(source), 1), index) if rank(index) == 1 else None  # type: ignore[arg-type]
+
+
+def _repeat_interleave(node: fx.Node) -> Kind | None:
+    source: Any = node.args[0]
+    dim = argument(node, 2, "dim")
+    return Pick(source, int(dim) % rank(source)) if dim is not None else None
+
+
+def _index_put(node: fx.Node) -> Kind | None:
+    source: Any = node.args[0]
+    values: Any = node.args[2]
+    given = _one_index(node.args[1])
+    return Put(source, *given, values) if given is not None and rank(values) <= rank(source) else None
 
 
 def _row_loss(node: fx.Node) -> Kind | None:
@@ -394,8 +448,13 @@ _RULES: dict[Any, Callable[[fx.Node], Kind | None]] = {
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
     aten.einsum.default: _einsum,
+    aten.view_as_complex.default: _source(Complex, 0),
+    aten.view_as_real.default: _source(Complex, 0),
     aten.embedding.default: _source(Lookup, 0, 1),
     aten.index.Tensor: _index,
+    aten.index_select.default: _index_select,
+    aten.repeat_interleave.self_int: _repeat_interleave,
+    aten.index_put.default: _index_put,
     aten.gather.default: _gather,
     **dict.fromkeys(CLASS_LOSSES, _row_loss),
     **dict.fromkeys(_REDUCTION_AT, _loss),

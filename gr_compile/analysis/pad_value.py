@@ -174,6 +174,16 @@ class PadValues:
 
     _reshape = _permute = _slice = _select = _gather = _expand = _source
 
+    def _pick(self, node: fx.Node, kind: ops.Pick) -> Pad:
+        return self.of(kind.source) if self.layout.is_local(node) else UNKNOWN
+
+    def _put(self, node: fx.Node, kind: ops.Put) -> Pad:
+        """One constant written into the same constant."""
+        before, written = self.of(kind.source), self.of(kind.values)
+        if not self.layout.is_local(node) or not before.known or before.fill != written.fill:
+            return UNKNOWN
+        return Pad(or_(before.support, written.support), before.fill)
+
     def _item(self, node: fx.Node, kind: ops.Item) -> Pad:
         source = ops.kind_of(kind.source)
         return self.of(source.source) if isinstance(source, ops.Items) else UNKNOWN

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.fx as fx
@@ -17,7 +15,7 @@ from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import TRUE, Expr, and_, compare, const, index, or_, substitute
 from gr_compile.analysis.implies import project
 from gr_compile.analysis.layout import Layout, TokenLayout
-from gr_compile.analysis.operators import Reshape, argument, kind_of
+from gr_compile.analysis.masked_index import masked_index, row_numbers
 from gr_compile.analysis.pad_value import PadValues
 from gr_compile.analysis.places import Places
 
@@ -40,53 +38,6 @@ class Read:
     rows: bool = False
 
 
-@dataclass(frozen=True)
-class MaskedIndex:
-    """Rows chosen by a boolean mask. `coordinates`: where the places of the mask are spelled out, one tensor for each
-    dimension of the mask, as in `x[torch.where(mask)]`."""
-
-    mask: fx.Node
-    coordinates: tuple[fx.Node, ...] = ()
-
-
-def masked_index(user: fx.Node) -> MaskedIndex | None:
-    """`x[mask]`, `x[torch.where(mask)]`, `x[mask.nonzero().unbind(1)]`, `x.index_select(0, flat.nonzero())`."""
-    if user.target is aten.index_select.default and user.args[1] == 0:
-        given = [user.args[2]]
-    elif user.target is aten.index.Tensor:
-        given = list(user.args[1])  # type: ignore[arg-type]
-    else:
-        return None
-    parts = [part for part in given if isinstance(part, fx.Node)]
-    if len(parts) != len(given):
-        return None
-    if len(parts) == 1 and parts[0].meta["val"].dtype == torch.bool:
-        return MaskedIndex(parts[0])
-    masks = {_mask_of_coordinate(part, position) for position, part in enumerate(parts)}
-    mask = masks.pop() if len(masks) == 1 else None
-    if mask is None or mask.meta["val"].dtype != torch.bool or mask.meta["val"].dim() != len(parts):
-        return None
-    return MaskedIndex(mask, tuple(parts))
-
-
-def _mask_of_coordinate(node: fx.Node, position: int) -> fx.Node | None:
-    """The mask whose true places' coordinate `position` the node holds."""
-    source: Any = node.args[0] if node.args else None
-    if node.target is operator.getitem and node.args[1] == position:
-        if source.target in (aten.where.default, aten.nonzero_numpy.default):
-            return source.args[0]  # type: ignore[no-any-return]
-        columns = source.target is aten.unbind.int and argument(source, 1, "dim", 0) in (1, -1)
-        return _mask_of_nonzero(source.args[0]) if columns else None
-    if node.target is aten.select.int and node.args[1] in (1, -1) and node.args[2] == position:
-        return _mask_of_nonzero(source)
-    kind = kind_of(node)
-    return _mask_of_nonzero(kind.source) if isinstance(kind, Reshape) and len(node.meta["val"].shape) == 1 else None
-
-
-def _mask_of_nonzero(node: Any) -> fx.Node | None:
-    return node.args[0] if node.target is aten.nonzero.default else None
-
-
 def read_tuples(pull: Elements, node: fx.Node, user: fx.Node) -> set[tuple[Expr, ...]] | None:
     """At which index tuples does one element of `user` read `node`? None where no rule says so."""
     rule = RULES.get(user.target)
@@ -105,19 +56,26 @@ def read_tuples(pull: Elements, node: fx.Node, user: fx.Node) -> set[tuple[Expr,
     return set(pull.visited.get(node, ()))
 
 
+def flat_places(layout: TokenLayout, node: fx.Node, user: fx.Node) -> fx.Node | None:
+    """The numbers b * N + n of the places that `x.flatten(0, 1)[numbers]` reads."""
+    numbers = row_numbers(user)
+    flat = numbers is not None and user.args[0] is node and layout.dims.of(node)[0] == (layout.batch, layout.sequence)
+    return numbers if flat else None
+
+
 class Readers:
     """Reads of one layout's values.
 
     `output_read`: the places that an output shows; `packs`: packed indices that the graph has already, with the masks
-    of the places that they keep.
+    of the places that they keep; `named`: the places that a tensor of numbers names.
     """
 
     def __init__(
         self, pull: Elements, layout: TokenLayout, places: Places, pads: PadValues, output_read: Expr,
-        packs: Mapping[fx.Node, fx.Node],
+        packs: Mapping[fx.Node, fx.Node], named: Callable[[fx.Node], Expr],
     ) -> None:  # fmt: skip
         self.pull, self.layout, self.places, self.pads = pull, layout, places, pads
-        self.output_read, self.packs = output_read, packs
+        self.output_read, self.packs, self.named = output_read, packs, named
 
     def read(self, node: fx.Node, user: fx.Node) -> Read:
         """The places of `node` that `user` reads."""
@@ -163,6 +121,9 @@ class Readers:
 
     def _indexed_read(self, node: fx.Node, user: fx.Node) -> Expr:
         """The places that a gather, an index, a slice or a select reads, whatever its other indices are."""
+        numbers = flat_places(self.layout, node, user)
+        if numbers is not None and self.pull.closed(numbers):
+            return self.named(numbers)
         tuples = read_tuples(self.pull, node, user)
         if tuples is None:
             return TRUE

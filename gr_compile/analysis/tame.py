@@ -20,10 +20,10 @@ aten = torch.ops.aten
 _POINTWISE = {
     aten.__and__, aten.__or__, aten.__xor__, aten._to_copy, aten.abs, aten.add, aten.bitwise_and, aten.bitwise_not,
     aten.bitwise_or, aten.bitwise_xor, aten.clamp_max, aten.clone, aten.cos, aten.detach, aten.dropout, aten.elu,
-    aten.eq, aten.erf, aten.exp, aten.expand, aten.expand_as, aten.ge, aten.gelu, aten.gt, aten.le, aten.leaky_relu,
-    aten.log_sigmoid, aten.logical_and, aten.logical_not, aten.logical_or, aten.logical_xor, aten.lt, aten.maximum,
-    aten.minimum, aten.mul, aten.native_dropout, aten.ne, aten.neg, aten.relu, aten.rsub, aten.sigmoid, aten.silu,
-    aten.sin, aten.softplus, aten.square, aten.sub, aten.tanh, aten.to,
+    aten.eq, aten.erf, aten.exp, aten.expand, aten.expand_as, aten.ge, aten.gelu, aten.gt, aten.hardtanh, aten.le,
+    aten.leaky_relu, aten.log_sigmoid, aten.logical_and, aten.logical_not, aten.logical_or, aten.logical_xor, aten.lt,
+    aten.maximum, aten.minimum, aten.mul, aten.nan_to_num, aten.native_dropout, aten.ne, aten.neg, aten.relu,
+    aten.relu6, aten.rsub, aten.sigmoid, aten.silu, aten.sin, aten.softplus, aten.square, aten.sub, aten.tanh, aten.to,
 }  # fmt: skip
 _FLOORED = {aten.clamp, aten.clamp_min}
 _CHOICES = {aten.where, aten.masked_fill}
@@ -32,6 +32,7 @@ _REDUCTIONS = {aten.all, aten.amax, aten.amin, aten.any, aten.max, aten.mean, at
 _SINGULAR_AT_ZERO = {aten.div, aten.log, aten.log2, aten.reciprocal, aten.rsqrt, aten.sqrt, aten.true_divide}
 _MOVES = (
     ops.Reshape, ops.Permute, ops.Expand, ops.Concatenate, ops.Stack, ops.Slice, ops.Select, ops.Item, ops.Contract,
+    ops.Pick,
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from gr_compile.analysis.demand import DemandAnalysis
 from gr_compile.analysis.element_views import VIEW_RULES
 from gr_compile.analysis.expr import TRUE, Expr, index, load, substitute
 from gr_compile.analysis.layout import Layout
-from gr_compile.analysis.reads import PACK, SHAPE_ONLY, MaskedIndex, masked_index, read_tuples
+from gr_compile.analysis.masked_index import MaskedIndex, masked_index
+from gr_compile.analysis.reads import PACK, SHAPE_ONLY, flat_places, read_tuples
 from gr_compile.analysis.tame import only_multiplied
 from gr_compile.passes.eliminate_padding.counting import PlaceCounter
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
@@ -64,6 +65,9 @@ class Exits:
             chosen = masked_index(user)
             if chosen is not None and self.layout.of(chosen.mask) is Layout.TOKENS:
                 return self._select_by_mask(node, user, chosen)
+            numbers = flat_places(self.layout, node, user)
+            if numbers is not None:
+                return self._rows_named(node, numbers)
             if user.target in VIEW_RULES:
                 return self._row(node, user)
         return None
@@ -175,6 +179,12 @@ class Exits:
             return coordinates[0]
         start = self.editor.call(aten.mul.Tensor, coordinates[0], self.packer.index.length)
         made: fx.Node = self.editor.call(aten.add.Tensor, start, coordinates[1])
+        return made
+
+    def _rows_named(self, node: fx.Node, numbers: fx.Node) -> fx.Node:
+        """The packed rows of the places b * N + n; negative numbers count from the last place."""
+        rows = self.editor.call(aten.index.Tensor, self._row_numbers(), [numbers])
+        made: fx.Node = self.editor.call(aten.index.Tensor, self.packer.packed(node), [rows])
         return made
 
     def _row(self, node: fx.Node, user: fx.Node) -> fx.Node | None:

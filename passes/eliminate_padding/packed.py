@@ -255,6 +255,26 @@ class Packer:
         source, index = self.packed(kind.source), self.packed(kind.index)
         return self.editor.again(node, self=source, dim=self.dim(kind.source, kind.dim), index=index)
 
+    def _complex(self, node: fx.Node, kind: ops.Complex) -> fx.Node:
+        """The two parts stay the last dimension; a copy has them side by side, wherever the source's memory begins."""
+        source = self.packed(kind.source)
+        if not source.meta["val"].is_complex():
+            source = self.editor.call(aten.clone.default, source, memory_format=torch.contiguous_format)
+        made: fx.Node = self.editor.call(node.target, source)  # type: ignore[arg-type]
+        return made
+
+    def _pick(self, node: fx.Node, kind: ops.Pick) -> fx.Node:
+        source, dim = self.packed(kind.source), self.dim(kind.source, kind.dim)
+        if node.target is aten.index.Tensor:
+            return self._call(node, self=source, indices=[*[None] * dim, kind.index])
+        return self._call(node, self=source, dim=dim)
+
+    def _put(self, node: fx.Node, kind: ops.Put) -> fx.Node:
+        """The values stand as the source does, one row a place, and broadcast against what is written."""
+        source, dim = self.packed(kind.source), self.dim(kind.source, kind.dim)
+        values = self.aligned(kind.values, node)
+        return self._call(node, self=source, indices=[*[None] * dim, kind.index], values=values)
+
     def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> fx.Node:
         logits, target = self.packed(kind.logits), self.packed(kind.target)
         made: fx.Node = self.editor.call(node.target, logits, target, *node.args[2:], **node.kwargs)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ from gr_compile.passes.eliminate_padding.declared import (
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
 from gr_compile.passes.eliminate_padding.jagged import spell_jagged_as_padded
+from gr_compile.passes.eliminate_padding.masked_writes import spell_masked_writes_as_choices
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import typed
 from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
@@ -77,6 +78,7 @@ class EliminatePadding(Pass):
         if not context.supports("gr::pack"):
             return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
         matches = spell_convolutions_as_linear(graph_module, context)
+        matches += spell_masked_writes_as_choices(graph_module, context)
         jagged, missed = spell_jagged_as_padded(graph_module, context, self._pack)
         packed, left = self._pack(graph_module, context)
         matches += [*jagged, *packed]
@@ -204,7 +206,8 @@ class _Attempt:
         return Match(what, self.witness, detail=f"{tokens} operators on packed tokens; kept: {places}"), misses
 
     def _matters(self, node: fx.Node) -> bool:
-        return bool(node.meta["val"].dtype.is_floating_point)
+        dtype: torch.dtype = node.meta["val"].dtype
+        return dtype.is_floating_point or dtype.is_complex
 
     def _unprofitable(self, context: PassContext, options: EliminatePadding) -> Miss | None:
         packed, reads = self.demand.packed, self.demand.reads
@@ -247,7 +250,7 @@ class _Attempt:
         with editor.at(before=output, like=self.witness):
             index = self._index(options, counter)
             decided = self._decided() if options.mode != "bucket" else {}  # a bucket is filled with places not kept
-            packer = Packer(editor, self.layout, self.demand.packed, index, decided)
+            packer = Packer(editor, self.layout, self.demand.packed | self._derived(), index, decided)
             axes = {"b": (index.batch_size, 0)}
             exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()), counter)
             for node in sorted(self.demand.packed, key=order.__getitem__):
@@ -284,6 +287,14 @@ class _Attempt:
         if not isinstance(value, torch.Tensor) or value.dtype != node.meta["val"].dtype:
             return False
         return dims.of(operand) == dims.of(node)
+
+    def _derived(self) -> set[fx.Node]:
+        """Features that a place has from numbers alone, such as the angles of its position: tokens that read them make
+        them anew, since what they are made of is smaller."""
+        return {
+            node for node in self.graph_module.graph.nodes
+            if is_floating(node) and self.layout.is_local(node) and self.layout.rest(node) and self.pull.closed(node)
+        }  # fmt: skip
 
     def _exit(self, exits: Exits, node: fx.Node, user: fx.Node, output: fx.Node, index: PackedIndex) -> None:
         if user is not output or self.output_read is TRUE:
@@ -323,6 +334,9 @@ class _Attempt:
         length = editor.symbol_of(self.layout.sequence.size)
         emit = PlaceEmitter(editor, self.pull, {"b": (batch_size, 0), "n": (length, 1)}, self._device())
         for name, (kind, mask) in self.demand.kept.closures.items():
+            if kind == "named":
+                emit.given[name] = self._named(mask, batch_size, length)
+                continue
             full = editor.call(aten.expand.default, emit.tensor(mask), [batch_size, length])
             if kind == "suffix":
                 emit.given[name] = editor.call(torch.ops.gr.suffix_any.default, full)
@@ -331,6 +345,16 @@ class _Attempt:
             emit.given[name] = some if kind == "rows" else editor.call(aten.logical_not.default, some)
         expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
         return expanded
+
+    def _named(self, numbers: Expr, batch_size: Any, length: Any) -> fx.Node:
+        """bool [B, N]: true at the places b * N + n that a tensor of numbers names."""
+        editor, device = self.context.editor, self._device()
+        count = editor.symbol_of(self.layout.batch.size * self.layout.sequence.size)
+        nowhere = editor.call(aten.full.default, [count], False, dtype=torch.bool, device=device)
+        here = editor.call(aten.full.default, [], True, dtype=torch.bool, device=device)
+        flat = editor.call(aten.index_put.default, nowhere, [self.pull.nodes[numbers.args[0]]], here)
+        made: fx.Node = editor.call(aten.reshape.default, flat, [batch_size, length])
+        return made
 
     def _filled(self, mask: fx.Node, multiple: int) -> fx.Node:
         """`mask` with as many more places, the first that it lacks, as round their number up to `multiple`."""

@@ -44,6 +44,13 @@ CASES: dict[str, tuple[Body, str]] = {
         lambda m, ids, *_: F.scaled_dot_product_attention(m.items(ids), m.items(ids), m.items(ids)), "B N 8"),
     "classes second": (lambda m, ids, *_: m.items(ids).transpose(1, 2), "B 8 N"),
     "a whole slice": (lambda m, ids, *_: m.items(ids)[:, :], "B N 8"),
+    "places in another order": (lambda m, ids, *_: m.items(ids)[:, [1, 0]], "B 2 8"),
+    "features in another order": (lambda m, ids, *_: m.items(ids)[..., [1, 0]], "B N 2"),
+    "features written by index": (
+        lambda m, ids, *_: torch.ops.aten.index_put(m.items(ids), [None, None, torch.tensor([0])], m.items(ids)[..., :1]), "B N 8"),
+    "complex numbers": (lambda m, ids, *_: torch.view_as_complex(m.items(ids).unflatten(-1, (4, 2))), "B N 4"),
+    "real numbers of complex ones": (
+        lambda m, ids, *_: torch.view_as_real(torch.view_as_complex(m.items(ids).unflatten(-1, (4, 2)))), "B N 4 2"),
     "reversed": (lambda m, ids, *_: m.items(ids).flip(1), "B N 8"),
 }  # fmt: skip
 NOT_SHARED: dict[str, tuple[Body, str]] = {

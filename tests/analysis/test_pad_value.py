@@ -48,6 +48,9 @@ KNOWN: dict[str, tuple[Any, float]] = {
     "the mask itself": (lambda m, ids: (ids != 0).float(), 0.0),
     "an integer to the power": (lambda m, ids: masked(m, ids).pow(2), 0.0),
     "split features": (lambda m, ids: masked(m, ids).split([3, 5], -1)[1], 0.0),
+    "features in another order": (lambda m, ids: masked(m, ids)[..., [1, 0]], 0.0),
+    "features written by index": (
+        lambda m, ids: torch.ops.aten.index_put(masked(m, ids), [None, None, torch.tensor([0])], masked(m, ids)[..., 2:3]), 0.0),
     "a loss of every place that ignores padding": (
         lambda m, ids: F.cross_entropy((m.items(ids) @ m.w).mT, ids.clamp(max=3), ignore_index=0, reduction="none"), 0.0),
     "a mask of lengths": (
@@ -78,6 +81,8 @@ UNKNOWN: dict[str, Any] = {
     "a quotient by zeros": lambda m, ids: m.items(ids) / (1 + masked(m, ids)),
     "a mean of fills over features with another part": lambda m, ids: torch.cat(
         [m.items(ids).masked_fill(~valid(ids), 3.5), masked(m, ids)], -1),
+    "places in another order": lambda m, ids: masked(m, ids)[:, torch.arange(ids.shape[1]).flip(0)],
+    "something unknown written by index": lambda m, ids: torch.ops.aten.index_put(masked(m, ids), [None, None, torch.tensor([0])], m.items(ids)[..., 2:3]),
     "filled at valid places": lambda m, ids: m.items(ids).masked_fill(valid(ids), 0.0),
 }  # fmt: skip
 
