@@ -31,6 +31,7 @@ from gr_compile.analysis.support import nonzero
 from gr_compile.analysis.tame import untamed
 
 _ROUNDS = 6
+_MASK_FIRST = "if padded places are not meant, set them to 0 before, or to -inf in front of a maximum or a softmax"
 _MASK_KEYS = "mask the keys; where no softmax follows, multiply the weights by the mask"
 
 
@@ -277,4 +278,5 @@ class DemandAnalysis:
         if read.user in self.regions or read.user in self._interior:
             reason = next(iter(self.closure.blocked_keys.values()), "it is read at places that cannot be bounded")
             return Dense(read.node, read.user, f"attention reads padded places: {reason}", _MASK_KEYS)
-        return Dense(read.node, read.user, f"{read.what} may read every place", "")
+        mixes = isinstance(ops.kind_of(read.user), (ops.Reduce, ops.Along))
+        return Dense(read.node, read.user, f"{read.what} may read every place", _MASK_FIRST if mixes else "")

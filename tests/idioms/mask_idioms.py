@@ -78,6 +78,12 @@ def nan_to_num(scores: Tensor, d: Inputs) -> Tensor:
     return torch.nan_to_num(torch.softmax(scores.masked_fill(~d.seen, -math.inf), -1))
 
 
+def nan_to_num_of_finite_masks(scores: Tensor, d: Inputs) -> Tensor:
+    """Nothing is NaN: rows without a key, here the first of each sequence, are the mean over all keys."""
+    seen = (d.places[:, None] > d.places) & d.mask[:, None, None]
+    return torch.nan_to_num(torch.softmax(scores.masked_fill(~seen, -1e9), -1))
+
+
 def elu_of_scores(scores: Tensor, d: Inputs) -> Tensor:
     return (F.elu(scores) + 1) * d.seen
 
@@ -183,6 +189,7 @@ MASKS: dict[str, Idiom] = {
     "mask by adding -1e9": Idiom(weighing(adding(-1e9)), attentions=1),
     "mask by adding finfo.min": Idiom(weighing(adding_finfo_min), attentions=1),
     "NaN of rows without a key made 0": Idiom(weighing(nan_to_num), attentions=1),
+    "NaN made 0 where masks are finite": Idiom(weighing(nan_to_num_of_finite_masks), attentions=1, reads="both"),
     "mask of elu": Idiom(weighing(elu_of_scores), attentions=1),
     "mask of relu6 and hardtanh": Idiom(weighing(relu6_of_scores), attentions=1),
     "mask with a decay by distance": Idiom(weighing(decayed), attentions=1),

@@ -124,6 +124,11 @@ def test_the_miss_of_an_output_names_the_argument_to_set() -> None:
     assert "padding=" in miss.hint and "padded_outputs" in miss.hint
 
 
+def test_the_miss_of_a_mean_says_how_to_leave_padded_places_out() -> None:
+    (miss,) = [m for m in run(mean_of_everything).misses(PACK) if "every place" in m.reason]
+    assert "set them to 0 before" in miss.hint
+
+
 def test_strict_turns_a_miss_into_an_error_that_names_the_line() -> None:
     with pytest.raises(Exception, match=r"strict=True(.|\n)*x\.mean\(1\)"):
         run(mean_of_everything, options={"strict": True})
