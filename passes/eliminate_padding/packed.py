@@ -266,14 +266,14 @@ class Packer:
     def _pick(self, node: fx.Node, kind: ops.Pick) -> fx.Node:
         source, dim = self.packed(kind.source), self.dim(kind.source, kind.dim)
         if node.target is aten.index.Tensor:
-            return self._call(node, self=source, indices=[*[None] * dim, kind.index])
-        return self._call(node, self=source, dim=dim)
+            return self.editor.again(node, self=source, indices=[*[None] * dim, kind.index])
+        return self.editor.again(node, self=source, dim=dim)
 
     def _put(self, node: fx.Node, kind: ops.Put) -> fx.Node:
         """The values stand as the source does, one row a place, and broadcast against what is written."""
         source, dim = self.packed(kind.source), self.dim(kind.source, kind.dim)
         values = self.aligned(kind.values, node)
-        return self._call(node, self=source, indices=[*[None] * dim, kind.index], values=values)
+        return self.editor.again(node, self=source, indices=[*[None] * dim, kind.index], values=values)
 
     def _rowloss(self, node: fx.Node, kind: ops.RowLoss) -> fx.Node:
         logits, target = self.packed(kind.logits), self.packed(kind.target)

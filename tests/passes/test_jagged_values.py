@@ -12,6 +12,7 @@ from pass_bench import FUSE, PACK, PassBench
 from torch import Tensor, nn
 
 jagged_operators.define()
+pytestmark = pytest.mark.filterwarnings("ignore:At pre-dispatch tracing")
 fbgemm = torch.ops.fbgemm
 N, D, HEADS, ITEMS = 6, 8, 2, 20
 LENGTHS = [[3, 6, 0, 1], [6, 6], [1, 9, 2], [0, 0, 0], [0, 1]]
