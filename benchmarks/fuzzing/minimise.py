@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fuzzing.check import Failure, check_text
 from fuzzing.models import Generated, generate
 
 
-def minimise(seed: int, failure: Failure, dynamo: bool = True, rounds: int = 2) -> tuple[Generated, Failure]:
-    """The simplest variant found, and how it fails."""
-    fixed: dict[str, int] = {}
-    best = generate(seed)
+def minimise(
+    seed: int, failure: Failure, dynamo: bool, start: Mapping[str, int], rounds: int = 2
+) -> tuple[Generated, Failure]:
+    """The simplest variant of `generate(seed, start)` found, and how it fails."""
+    fixed = dict(start)
+    best = generate(seed, fixed)
     for _ in range(rounds):
         before = dict(fixed)
         for name in sorted(best.choices, key=_order):

@@ -28,6 +28,8 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
 '''
+OWN_SIZES = {"sizes": 7}
+"""For `generate`: every batch has sizes of its own. Without Dynamo each of them costs a graph, so that few models do."""
 _ARGUMENTS = "ids, lengths, mask, times, targets, negatives, features, given, context_ids"
 
 
@@ -84,13 +86,19 @@ def _context(draw: Draw, source: Source) -> str:
     return context
 
 
-def _batch(draw: Draw, number: int, width: int) -> dict[str, Any]:
-    """Sizes and fill of one batch. Sizes collide with each other and with the width now and then."""
+def _sizes(draw: Draw, number: int, width: int) -> tuple[int, int, int]:
     at = f"batch{number}."
     B = draw.pick(at + "B", [3, 2, 4, 5, width, 1] if number != 1 else [4, 5, 2, 3, 6])
     N = draw.pick(at + "N", [5, 4, 6, 7, width, B, 1] if number != 1 else [6, 5, 7, 9, 3, B])
+    return B, N, draw.pick(at + "M", [4, 3, N, B, 6])
+
+
+def _batch(draw: Draw, number: int, width: int) -> dict[str, Any]:
+    """Sizes and fill of one batch. Sizes collide with each other and with the width now and then."""
+    at = f"batch{number}."
+    B, N, M = _sizes(draw, number if draw.flag("sizes", 8) else 0, width)
     return {
-        "B": B, "N": max(N, 1), "D": width, "M": draw.pick(at + "M", [4, 3, N, B, 6]),
+        "B": B, "N": N, "D": width, "M": M,
         "fill": draw.pick(at + "fill", ["random", "random", "random", "full", "empty", "some_empty", "half"]),
         "side": draw.pick(f"batch{0 if draw.flag('one_side', 4) else number}.side", ["right", "right", "left", "holes"]),
         "targets": draw.pick(at + "targets", ["same", "other", "shifted", "same"]),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fuzzing.check import check_text
-from fuzzing.models import generate
+from fuzzing.models import OWN_SIZES, generate
 
 
 def _assert_same(seed: int, dynamo: bool) -> None:
-    model = generate(seed)
+    model = generate(seed, OWN_SIZES if dynamo else {})
     outcome = check_text(model.text, dynamo)
     assert outcome.failure is None, f"seed {seed}: {outcome.failure}\n{model.text}"
 
