@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
 
-from gr_compile.analysis.dims import DimensionProvenance
+from gr_compile.analysis.dims import Atom, DimensionProvenance
 from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import Expr, Ranges, const, index, load, make, rebuild, substitute, walk
 from gr_compile.analysis.intervals import key_interval
@@ -282,8 +283,8 @@ class _Fuser:
 
     def _arranged(self, packed: fx.Node, rest: list[Any], like: fx.Node, skip: int, lead: list[Any]) -> fx.Node:
         editor = self.editor
-        stored = self._stored_atoms()
-        wanted = [atom for dim in rest for atom in dim]
+        stored = _longer_than_one(self._stored_atoms())
+        wanted = _longer_than_one(atom for dim in rest for atom in dim)
         sizes = [editor.symbol_of(atom.size) for atom in stored]
         split = editor.call(aten.reshape.default, packed, [*lead, *sizes])
         order = list(range(len(lead))) + [len(lead) + stored.index(atom) for atom in wanted]
@@ -324,3 +325,8 @@ class _Fuser:
             aten.reshape.default, split, [editor.symbol_of(s) for s in region.node.meta["val"].shape]
         )
         return made
+
+
+def _longer_than_one(atoms: Iterable[Atom]) -> list[Atom]:
+    """What an order has to place: a dimension of size 1 stands anywhere, and need not be known by its provenance."""
+    return [atom for atom in atoms if atom.size != 1]
