@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+FEATURES, GIVEN = 6, 7
+"""The inputs of real numbers, among those of `make_batch`."""
+
 
 def make_batch(spec: dict[str, Any], dtype: torch.dtype) -> list[torch.Tensor]:
     """ids, lengths, mask, times, targets, negatives, features, given, context_ids."""
