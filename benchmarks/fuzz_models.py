@@ -65,6 +65,8 @@ def _run(seeds: range, options: argparse.Namespace) -> int:
             if options.out is not None:
                 options.out.mkdir(parents=True, exist_ok=True)
                 (options.out / f"seed_{seed}.py").write_text(model.text)
+        if counts["models"] % 500 == 0:
+            print(f"up to seed {seed}: {dict(counts)} in {time.perf_counter() - start:.0f} s", flush=True)
     print(f"{dict(counts)} in {time.perf_counter() - start:.0f} s")
     return int(counts["failures"] > 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fuzzing.draw import Draw, Source
+from fuzzing.sequences import rotary
 
 CAUSAL = (
     "torch.ones(N, N, dtype=torch.bool).tril()", "torch.arange(N)[:, None] >= torch.arange(N)[None, :]", "self.causal[:N, :N]",
@@ -55,7 +56,7 @@ class Attention:
         parts = [self._term(term) for term in terms]
         if not parts:
             return None
-        how = self.pick("combined", ["and", "logical", "product", "not_or"])
+        how = self.pick("combined", ["and", "logical", "product", "not_or", "nested"])
         if how == "and":
             return " & ".join(f"({p})" for p in parts)
         if how == "logical":
@@ -63,6 +64,11 @@ class Attention:
             for part in parts[1:]:
                 mask = f"torch.logical_and({mask}, {part})"
             return mask
+        if how == "nested":
+            mask = f"torch.logical_not({parts[0]})"
+            for part in parts[1:]:
+                mask = f"torch.logical_or({mask}, ~(({part}) & ~{mask}))"
+            return f"torch.logical_not({mask})"
         if how == "product":
             return "(" + " * ".join(f"({p}).float()" for p in parts) + ") > 0"
         return "~(" + " | ".join(f"~({p})" for p in parts) + ")"
@@ -80,6 +86,7 @@ class Attention:
             return "torch.eye(N, dtype=torch.bool)[None, None] | valid[:, None, None, :]"
         v = self.key_valid
         spellings = [f"{v}[:, None, None, :]", f"{v}.view(B, 1, 1, {self.M})", f"{v}.unsqueeze(1).unsqueeze(2).expand(B, 1, N, {self.M})"]
+        spellings += [f"{v}[:, None, None, :].expand(B, {self.H}, N, {self.M})", f"{v}[:, None, None].repeat(1, {self.H}, N, 1)"]
         if not self.context:
             spellings += ["mask.bool()[:, None, None, :]", "(torch.arange(N)[None, :] < lengths[:, None])[:, None, None]"]
         return self.pick("key", spellings)
@@ -100,7 +107,8 @@ class Attention:
             gap = "(times[:, :, None] - times[:, None, :])"
             bucket = self.pick("bucket", [
                 f"{gap}.abs().clamp(max=15)", f"(torch.log({gap}.abs().clamp(min=1).to(torch.float32)) / 0.301).long().clamp(0, 15)",
-                f"torch.floor(torch.log1p({gap}.abs().double())).int().clamp(max=15)",
+                f"torch.floor(torch.log1p({gap}.abs().double())).int().clamp(max=15)", f"{gap}.clamp(min=0).sqrt().long().clamp(max=15)",
+                f"({gap}.abs().float() / 0.7).sqrt().floor().to(torch.int64).clamp(0, 15)", f"torch.bucketize({gap}, torch.arange(0, 30, 2))",
             ])  # fmt: skip
             return f" + {table}({bucket}).permute(0, 3, 1, 2)"
         if kind == "alibi":
@@ -118,7 +126,7 @@ class Attention:
     def _projections(self) -> tuple[str, str, str]:
         """q, k, v as [B, H, N or M, d]; k and v may have fewer heads."""
         s, D, H, d, M = self.source, self.D, self.H, self.d, self.M
-        self.kv = 1 if H > 1 and self.draw.flag(self.at + "grouped", 5) else H
+        self.kv = (2 if H == 4 else 1) if H > 1 and self.draw.flag(self.at + "grouped", 5) else H
         shaped = f"({H}, {d})"
         if self.kv == H and not self.context and self.draw.flag(self.at + "fused", 3):
             layer = s.module("qkv", f"nn.Linear({D}, {3 * H * d}, bias={self.draw.flag(self.at + 'qkv_bias')})")
@@ -140,7 +148,11 @@ class Attention:
     def _repeated(self, k: str) -> str:
         if self.kv == self.H:
             return k
-        return self.source.let("k", self.pick("repeat", [f"{k}.repeat_interleave({self.H}, dim=1)", f"{k}.expand(B, {self.H}, {self.M}, {self.d})", f"{k}.repeat(1, {self.H}, 1, 1)"]))
+        times = self.H // self.kv
+        return self.source.let("k", self.pick("repeat", [
+            f"{k}.repeat_interleave({times}, dim=1)", f"{k}[:, :, None].expand(B, {self.kv}, {times}, {self.M}, {self.d}).reshape(B, {self.H}, {self.M}, {self.d})",
+            f"{k}.repeat(1, {times}, 1, 1)", f"torch.stack([{k}] * {times}, 2).flatten(1, 2)",
+        ]))  # fmt: skip
 
     def _scores(self, q: str, k: str) -> str:
         H, d, M = self.H, self.d, self.M
@@ -159,6 +171,8 @@ class Attention:
     def _heads(self) -> str:
         """[B, N, H * d]."""
         q, k, v = self._projections()
+        if not self.context and self.d % 2 == 0 and self.draw.flag(self.at + "rotary", 6):
+            q, k = rotary(self.draw, self.source, self.at, q, k, self.d)
         if self.form == "sdpa":
             return self._sdpa(q, k, v)
         k, v = self._repeated(k), self._repeated(v)
@@ -195,7 +209,8 @@ class Attention:
                 f"{a}.masked_fill(~{keep}, {negative})", f"torch.where({keep}, {a}, {negative})",
                 f"{a} + torch.zeros(1, dtype={a}.dtype).masked_fill(~{keep}, {negative})",
                 f"{a} + (1.0 - {keep}.to({a}.dtype)) * {'-1e9' if 'inf' in negative else negative}",
-                f"{a} * {keep} + -1e9 * ~{keep}",
+                f"{a} * {keep} + -1e9 * ~{keep}", f"{a}.clone().masked_fill_(~{keep}, {negative})", f"{a} + {keep}.to({a}.dtype).log()",
+                f"{a} - 1e9 * (~{keep}).to({a}.dtype)", f"{a} + torch.full((1, 1, N, {self.M}), {negative}, dtype={a}.dtype).where(~{keep}, 0.0)",
             ]))  # fmt: skip
         spelling = self.pick("softmax", ["F.softmax({a}, dim=-1)", "{a}.softmax(-1)", "torch.softmax({a}.double(), dim=3).to({a}.dtype)", "({a} - {a}.amax(-1, keepdim=True)).softmax(-1)", "F.softmax({a}, dim=-1)"])
         weights = s.let("a", spelling.format(a=a))
@@ -207,8 +222,8 @@ class Attention:
 
     def _pointwise(self, a: str, keep: str | None, activation: str) -> str:
         s = self.source
-        if keep and activation == "relu2" and self.draw.flag(self.at + "mask_before"):
-            return s.let("a", f"F.relu({a}.masked_fill(~{keep}, -1e4)).square()")
+        if keep and activation != "none" and self.draw.flag(self.at + "mask_before", 3):
+            return self._masked_before(a, keep)
         over = self.pick("over", [" / N", "", " / max(N, 1)", " / lengths.clamp(min=1)[:, None, None, None]", " / 16"])
         table = {"silu": f"F.silu({a}){over}", "relu2": f"F.relu({a}) ** 2{over}", "none": f"{a}{over}", "sigmoid": f"torch.sigmoid({a}){over}"}
         weights = s.let("a", table[activation])
@@ -217,6 +232,16 @@ class Attention:
         return s.let("a", self.pick("applied_pointwise", [
             f"{weights} * {keep}", f"{weights}.masked_fill(~{keep}, 0.0)", f"torch.where({keep}, {weights}, 0.0)", f"{weights} * {keep}.to({weights}.dtype)",
         ]))  # fmt: skip
+
+    def _masked_before(self, a: str, keep: str) -> str:
+        """A number so small that the activation of it is 0, or nearly."""
+        negative = self.pick("negative", NEGATIVE[:1] + NEGATIVE[2:]).format(s=a)
+        masked = self.pick("applied_before", [
+            f"{a}.masked_fill(~{keep}, {negative})", f"torch.where({keep}, {a}, {negative})", f"{a} + (~{keep}).to({a}.dtype) * {negative}",
+            f"{a} + torch.zeros(1, dtype={a}.dtype).masked_fill(~{keep}, {negative})",
+        ])  # fmt: skip
+        activation = self.pick("small", ["F.relu({a}).square()", "F.silu({a})", "F.gelu({a})", "torch.sigmoid({a})", "F.gelu({a}, approximate='tanh')", "F.softplus({a})"])
+        return self.source.let("a", activation.format(a=self.source.let("a", masked)))
 
     def _sdpa(self, q: str, k: str, v: str) -> str:
         s = self.source

@@ -8,6 +8,8 @@ import torch
 
 FEATURES, GIVEN = 6, 7
 """The inputs of real numbers, among those of `make_batch`."""
+_JUNK = {"none": 0.0, "large": 1e3, "nan": float("nan")}
+"""What is added to features in the padding."""
 
 
 def make_batch(spec: dict[str, Any], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -25,6 +27,7 @@ def make_batch(spec: dict[str, Any], dtype: torch.dtype) -> list[torch.Tensor]:
     keep = {"same": valid, "other": torch.rand(B, N, generator=generator) < 0.5, "shifted": valid & valid.roll(-1, 1)}
     targets = torch.where(keep[spec["targets"]], integers(20, B, N), -100)
     features = torch.randn(B, N, 3, generator=generator, dtype=torch.float64).to(dtype)
+    features = torch.where(valid[..., None], features, torch.tensor(_JUNK[spec.get("junk", "none")]).to(dtype) + features)
     given = torch.randn(B, width_of(spec), generator=generator, dtype=torch.float64).to(dtype)
     context = (1 + integers(19, B, M)) * (torch.arange(M) < integers(M + 1, B, 1))
     mask = valid.to(getattr(torch, spec["mask_dtype"]))

@@ -242,9 +242,8 @@ def _difference(
         return None
     scale = max((float(torch.nan_to_num(g).norm()) for g in wanted.gradients if g is not None), default=0.0)
     for number, (a, b) in enumerate(zip(got.gradients, wanted.gradients)):
-        if (a is None) != (b is None):
-            if torch.count_nonzero(b if a is None else a):
-                return Failure("gradient", f"gradient {number}: one of them is missing")
+        if (a is None) != (b is None) and torch.count_nonzero(b if a is None else a):  # type: ignore[arg-type]
+            return Failure("gradient", f"gradient {number}: one of them is missing")
         if a is None or b is None:
             continue
         problem = _unequal(a, b, backward, backward * scale + 1e-14 + 4 * of_gradients[number], True)

@@ -8,6 +8,7 @@ OUTPUTS = (
     "masked", "last", "mean", "raw", "mean", "masked", "loss", "logits", "sum_over_n", "max", "pool", "logits", "selected", "loss", "loss_transposed", "loss_rows",
     "loss_selected", "pairwise", "binary", "next", "contrastive", "scalar", "final", "first", "loss_ids", "all_items", "flat",
     "two_losses", "logits_selected", "norm", "candidates", "accuracy", "loss_mask_int", "softmax_rows", "mean_all", "stacked",
+    "loss_weighted", "loss_masked", "bpr", "binary_sampled", "sampled_softmax", "shifted", "target_attention", "matched", "in_place", "rearranged",
 )  # fmt: skip
 _LAST = (
     "{x}[torch.arange(B), lengths.clamp(min=1) - 1]", "{x}.gather(1, (lengths.clamp(min=1) - 1)[:, None, None].expand(-1, 1, {D})).squeeze(1)",
@@ -22,22 +23,22 @@ _MEAN = (
 )  # fmt: skip
 
 
-def write_outputs(draw: Draw, source: Source, x: str) -> None:
+def write_outputs(draw: Draw, source: Source, x: str, context: str | None) -> None:
     """Between one and three outputs."""
     for k in range(draw.pick("outputs", [1, 1, 1, 2])):
-        _Head(draw, source, x, f"output{k}.").write(draw.pick(f"output{k}", OUTPUTS))
+        _Head(draw, source, x, f"output{k}.", context).write(draw.pick(f"output{k}", OUTPUTS))
     extra = draw.pick("extra_output", ["", "", "", "", "valid", "lengths", "ids"])
     if extra:
         source.outputs.append(extra)
 
 
 class _Head:
-    def __init__(self, draw: Draw, source: Source, x: str, at: str) -> None:
-        self.draw, self.source, self.x, self.at = draw, source, x, at
+    def __init__(self, draw: Draw, source: Source, x: str, at: str, context: str | None) -> None:
+        self.draw, self.source, self.x, self.at, self.context = draw, source, x, at, context
         self.D = source.width
 
-    def _of(self, name: str, options: tuple[str, ...]) -> str:
-        return self.draw.pick(self.at + name, options).format(x=self.x, D=self.D)
+    def _of(self, name: str, options: tuple[str, ...], **names: str) -> str:
+        return self.draw.pick(self.at + name, options).format(x=self.x, D=self.D, **names)
 
     def _classified(self) -> str:
         how = self.draw.pick(self.at + "logits", ["linear", "tied", "wide"])
@@ -60,6 +61,11 @@ class _Head:
             "mean_all": ("({x} * valid[..., None]).mean()", "({x}[..., 0] * valid).mean(dim=-1)", "({x} * valid[..., None]).mean(dim=(1, 2))"),
             "accuracy": ("({x}.argmax(-1) * valid).sum()", "({x}.argmax(-1) == ids)[valid].float().sum()", "({x}.argmax(-1) == targets).logical_and(valid).sum(1)"),
             "stacked": ("torch.stack([{x} * valid[..., None], {x}.relu() * valid[..., None]])", "torch.stack([{x} * valid[..., None], {x}], 1)[:, 0]"),
+            "rearranged": (
+                "({x} * valid[..., None]).reshape(B, N, {D} // 2, 2).permute(0, 2, 3, 1).reshape(B, {D}, N)", "({x} * valid[..., None]).view(B, N, 2, -1).transpose(1, 2).flatten(0, 1)",
+                "torch.einsum('bnd->dbn', {x} * valid[..., None])", "({x} * valid[..., None]).unsqueeze(2).expand(-1, -1, 3, -1).reshape(B, N * 3, {D})",
+                "({x} * valid[..., None]).movedim(1, 0).contiguous().swapaxes(0, 1)",
+            ),
         }  # fmt: skip
         if kind in plain:
             s.outputs.append(s.let("out", self._of("how", plain[kind])))
@@ -143,3 +149,96 @@ class _Head:
 
     def _softmax_rows(self, s: Source, x: str, D: int) -> str:
         return s.let("out", f"{self._classified()}.softmax(-1)[valid]")
+
+    def _rows(self) -> str:
+        """The cross entropy of every place, [B, N]."""
+        return self.source.let("rows", f"F.cross_entropy({self._classified()}.flatten(0, 1), targets.clamp(min=0).flatten(), reduction='none').view(B, N)")
+
+    def _loss_weighted(self, s: Source, x: str, D: int) -> str:
+        weights = s.let("weights", self._of("weights", (
+            "valid / lengths.clamp(min=1)[:, None]", "(0.9 ** (lengths[:, None] - 1 - torch.arange(N)).clamp(min=0)) * valid", "valid * (1.0 + times.clamp(min=0)).log()",
+            "valid.float() / valid.sum().clamp(min=1)", "torch.where(valid, 1.0 / (1 + torch.arange(N)), 0.0)",
+        )))  # fmt: skip
+        return s.let("loss", f"({self._rows()} * {weights})" + self._of("how", (".sum()", f".sum() / {weights}.sum().clamp(min=1e-6)", ".sum(1)")))
+
+    def _loss_masked(self, s: Source, x: str, D: int) -> str:
+        chosen = s.let("chosen", self._of("chosen", ("(ids % 3 == 1)", "(targets % 3 == 0) & valid", "(negatives < 7) & valid", "targets > 3")))
+        return s.let("loss", self._of("how", (
+            f"F.cross_entropy({self._classified()}[{chosen}], ids[{chosen}], reduction='sum')", f"({self._rows()} * {chosen}).sum() / {chosen}.sum().clamp(min=1)",
+            f"F.cross_entropy({self._classified()}.view(-1, 20), torch.where({chosen}, ids, -100).view(-1), reduction='sum')",
+            f"F.cross_entropy({self._classified()}.reshape(-1, 20)[{chosen}.flatten()], ids.flatten()[{chosen}.flatten()], reduction='sum')",
+        )))  # fmt: skip
+
+    def _scored(self) -> tuple[str, str]:
+        """Scores of the next item and of a sampled one, [B, N] each."""
+        s, x, table = self.source, self.x, self._table()
+        good = s.let("good", self._of("good", ("({x} * {t}(targets.clamp(min=0))).sum(-1)", "torch.einsum('bnd,bnd->bn', {x}, {t}(targets.clamp(min=0)))"), t=table))
+        return good, s.let("bad", f"({x} * {table}(negatives)).sum(dim=2)")
+
+    def _table(self) -> str:
+        if any(line.startswith("self.item ") for line in self.source.setup) and self.draw.flag(self.at + "tied"):
+            return "self.item"
+        return self.source.module("candidates", f"nn.Embedding(20, {self.D})")
+
+    def _bpr(self, s: Source, x: str, D: int) -> str:
+        good, bad = self._scored()
+        keep = self._of("keep", ("valid", "(targets > 0)", "(targets != -100) & valid"))
+        return s.let("loss", self._of("how", (
+            f"-(F.logsigmoid({good} - {bad}) * ({keep})).sum() / ({keep}).sum().clamp(min=1)", f"-torch.log(torch.sigmoid({good} - {bad}) + 1e-8)[{keep}].sum()",
+            f"-(torch.sigmoid({good} - {bad}) + 1e-10).log().masked_select({keep}).sum()", f"(1 - ({good} - {bad}).sigmoid()).where({keep}, 0.0).sum(1)",
+        )))  # fmt: skip
+
+    def _binary_sampled(self, s: Source, x: str, D: int) -> str:
+        good, bad = self._scored()
+        keep = s.let("keep", self._of("keep", ("valid", "targets > 0", "torch.where(targets.flatten() > 0)[0]")))
+        flat = ".flatten()" if "flatten" in s.body[-1] else ""
+        loss = "F.binary_cross_entropy_with_logits({a}{f}[{k}], torch.{w}_like({a}{f}[{k}]), reduction='sum')"
+        if self.draw.flag(self.at + "selected"):
+            return s.let("loss", f"{loss.format(a=good, f=flat, k=keep, w='ones')} + {loss.format(a=bad, f=flat, k=keep, w='zeros')}")
+        return s.let("loss", f"((-F.logsigmoid({good}) - F.logsigmoid(-{bad})) * (targets > 0)).sum() / (targets > 0).sum().clamp(min=1)")
+
+    def _sampled_softmax(self, s: Source, x: str, D: int) -> str:
+        table = self._table()
+        positive = f"({x} * {table}(targets.clamp(min=0))).sum(-1, keepdim=True)"
+        negative = self._of("negative", (f"{x} @ {table}(negatives[0, :3]).t()", f"torch.einsum('bnd,bkd->bnk', {x}, {table}(negatives[:, :2]))", f"{x} @ {table}.weight.t()"))
+        logits = s.let("logits", f"torch.cat([{positive}, {negative}], -1)" + self._of("temperature", ("", " / 0.05", " - 1.5")))
+        return s.let("loss", self._of("how", (
+            f"F.cross_entropy({logits}[valid], torch.zeros_like(ids[valid]), reduction='sum')", f"-({logits}.log_softmax(-1)[..., 0] * valid).sum() / valid.sum().clamp(min=1)",
+            f"(({logits}.logsumexp(-1) - {logits}[:, :, 0]) * valid).sum()", f"F.cross_entropy({logits}.flatten(0, 1), torch.where(targets > 0, 0, -100).flatten(), reduction='sum')",
+        )))  # fmt: skip
+
+    def _shifted(self, s: Source, x: str, D: int) -> str:
+        labels = s.let("labels", self._of("labels", (
+            "torch.where(valid[:, 1:], ids[:, 1:], -100)", "ids[:, 1:].masked_fill(~valid[:, 1:], -100)", "torch.where(valid, ids, -100)[..., 1:].contiguous()",
+        )))  # fmt: skip
+        return s.let("loss", f"F.cross_entropy({self._classified()}[..., :-1, :].contiguous().view(-1, 20), {labels}.reshape(-1), reduction='sum')")
+
+    def _target_attention(self, s: Source, x: str, D: int) -> str:
+        """Candidates, a raggedness of their own, read the history."""
+        context = self._candidates_of(s)
+        scores = s.let("a", f"torch.einsum('bmd,bnd->bmn', {context}, {x})" + self._of("scale", ("", f" / {D} ** 0.5")))
+        weights = s.let("w", self._of("weights", (
+            f"{scores}.masked_fill(~valid[:, None], -1e9).softmax(-1)", f"F.silu({scores}) * valid[:, None]", f"torch.where(valid[:, None], {scores}, float('-inf')).softmax(-1)",
+        )))  # fmt: skip
+        return s.let("out", f"({weights} @ {x})" + self._of("kept", (" * context_valid[..., None]", "[context_valid]", "", " * context_valid[..., None] + " + context)))
+
+    def _matched(self, s: Source, x: str, D: int) -> str:
+        context = self._candidates_of(s)
+        scores = s.let("scores", f"{context} @ " + self._of("of", ("({x} * valid[..., None]).sum(1)[..., None]", "{x}[:, -1, :, None]", "{x}[torch.arange(B), lengths.clamp(min=1) - 1].unsqueeze(-1)")))
+        return s.let("loss", f"{scores}.squeeze(-1)" + self._of("how", (".masked_fill(~context_valid, -1e9).log_softmax(-1)[:, 0]", " * context_valid", "[context_valid].sigmoid().sum()")))
+
+    def _candidates_of(self, s: Source) -> str:
+        if self.context is not None:
+            return self.context
+        if not any(line.startswith("context_valid") for line in s.body):
+            s.do("M = context_ids.shape[1]", "context_valid = context_ids != 0")
+        return s.let("context", f"{self._table()}(context_ids)")
+
+    def _in_place(self, s: Source, x: str, D: int) -> str:
+        y = s.fresh("y")
+        s.do(*self._of("how", (
+            "{y} = ({x} * valid[..., None]).sum(1); {y} /= valid.sum(1, keepdim=True).clamp(min=1)", "{y} = {x}.clone(); {y}.masked_fill_(~valid[..., None], 0.0)",
+            "{y} = {x}.new_zeros(B, {D}); {y} += {x}[:, -1]", "{y} = {x}.new_zeros(B, {D}); {y}.index_add_(0, torch.arange(B).repeat_interleave(N)[valid.flatten()], {x}[valid])",
+            "{y} = torch.zeros_like({x}); {y}[valid] = {x}[valid]", "{y} = {x}.new_full((B, N + 1, {D}), 2.0); {y}[:, :N] = {x} * valid[..., None]",
+        ), y=y).split("; "))  # fmt: skip
+        return y

@@ -9,6 +9,7 @@ from typing import Any
 from fuzzing.attention import Attention
 from fuzzing.draw import Draw, Source
 from fuzzing.heads import write_outputs
+from fuzzing.sequences import checkpointed, joined, written
 from fuzzing.tokens import embed, mixing_block, token_block, zero
 
 _HEADER = '''"""{title}
@@ -17,6 +18,7 @@ Run it with: python benchmarks/fuzz_models.py --file THIS_FILE
 """
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 DYNAMIC = {dynamic}
@@ -32,6 +34,10 @@ OWN_SIZES = {"sizes": 7}
 """For `generate`: every batch has sizes of its own. Without Dynamo each of them costs a graph, so that few models do."""
 _ARGUMENTS = "ids, lengths, mask, times, targets, negatives, features, given, context_ids"
 
+PLANS = ("a", "ta", "at", "tat", "ata", "t", "tt", "am", "mt", "a", "aa", "w", "tw", "at", "wa", "t", "a", "c", "ca", "j", "m")
+"""Blocks of a model: a attention, t by place, m across places, w written in place, c computed again, j two sequences."""
+_BLOCKS = {"t": token_block, "m": mixing_block, "w": written, "c": checkpointed}
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -45,8 +51,8 @@ class Generated:
 def generate(seed: int, fixed: Mapping[str, int] | None = None) -> Generated:
     """The model of a seed; `fixed` overrides some of its choices."""
     draw = Draw(seed, fixed)
-    heads = draw.pick("heads", [2, 1, 2, 3])
-    source = Source(width=draw.pick("width", [4, 2, 4, 8]) * (3 if heads == 3 else 1), heads=heads)
+    heads = draw.pick("heads", [2, 1, 2, 3, 4])
+    source = Source(width=draw.pick("width", [4, 2, 4, 8]) * {3: 3, 4: 2}.get(heads, 1), heads=heads)
     _write_body(draw, source)
     dynamic = draw.pick("dynamic", [True, None])
     mode = draw.pick("mode", ["train"] * 9 + ["no_grad", "autocast", "eval"])
@@ -63,17 +69,17 @@ def _write_body(draw: Draw, source: Source) -> None:
     source.setup.append('self.register_buffer("causal", torch.tril(torch.ones(24, 24, dtype=torch.bool)))')
     x = embed(draw, source)
     context = _context(draw, source) if draw.flag("context", 8) else None
-    for k, kind in enumerate(draw.pick("plan", [
-        "a", "ta", "at", "tat", "ata", "t", "tt", "am", "mat", "tm", "aa", "ta", "ttt", "at", "tat", "t", "a",
-    ])):  # fmt: skip
+    for k, kind in enumerate(draw.pick("plan", PLANS)):
         at = f"block{k}."
         if kind == "a":
             across = context is not None and draw.flag(at + "cross")
             x = Attention(draw, source, at, x, context if across else None).write()
+        elif kind == "j":
+            x = joined(draw, source, x, context or _context(draw, source), at)
         else:
-            x = (token_block if kind == "t" else mixing_block)(draw, source, x, at)
+            x = _BLOCKS[kind](draw, source, x, at)
         x = zero(draw, source, x, at, 4)
-    write_outputs(draw, source, x)
+    write_outputs(draw, source, x, context)
 
 
 def _context(draw: Draw, source: Source) -> str:
@@ -102,6 +108,6 @@ def _batch(draw: Draw, number: int, width: int) -> dict[str, Any]:
         "fill": draw.pick(at + "fill", ["random", "random", "random", "full", "empty", "some_empty", "half"]),
         "side": draw.pick(f"batch{0 if draw.flag('one_side', 4) else number}.side", ["right", "right", "left", "holes"]),
         "targets": draw.pick(at + "targets", ["same", "other", "shifted", "same"]),
-        "mask_dtype": draw.pick("mask_dtype", ["bool", "int64", "float64"]),
+        "junk": draw.pick(at + "junk", ["none", "none", "none", "large", "nan"]), "mask_dtype": draw.pick("mask_dtype", ["bool", "int64", "float64"]),
         "float_grad": draw.pick("float_grad", [False, True]), "seed": draw.seed * 10 + number,
     }  # fmt: skip

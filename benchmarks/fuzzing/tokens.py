@@ -8,6 +8,7 @@ VALID = (
     "ids != 0", "ids > 0", "torch.arange(N)[None, :] < lengths[:, None]", "mask != 0", "mask > 0.5", "mask.bool()",
     "~(ids == 0)", "~ids.eq(0)", "(ids != 0) & (times >= 0)", "torch.arange(N)[None, :] >= (N - lengths)[:, None]",
     "(ids != 0) & (torch.arange(N)[None, :] < lengths[:, None])", "(ids != 0).float() > 0", "ids.gt(0).logical_or(mask > 0)",
+    "~((ids == 0) | ~(mask > 0))", "torch.logical_not(torch.logical_and(ids == 0, ~(times > 0)))", "(1 - (ids == 0).long()).bool()", "torch.where(ids == 0, 0, 1) == 1",
 )  # fmt: skip
 ZEROING = (
     "{x} * valid.unsqueeze(-1)", "{x} * valid[..., None].to({x}.dtype)", "{x}.masked_fill(~valid[..., None], 0.0)",
@@ -17,7 +18,8 @@ ZEROING = (
 POSITIONS = (
     "torch.arange(N)", "torch.arange(N).expand(B, N)", "torch.cumsum(valid.long(), 1)", "(valid.cumsum(1) * valid).long()",
     "torch.arange(N - 1, -1, -1)", "(lengths[:, None] - 1 - torch.arange(N)).clamp(min=0)", "torch.arange(N).unsqueeze(0) + 1",
-    "(valid.sum(1, keepdim=True) - torch.arange(N)).clamp(0, 15)",
+    "(valid.sum(1, keepdim=True) - torch.arange(N)).clamp(0, 15)", "valid.long().flip(1).cumsum(1).flip(1)", "torch.arange(N).flip(0)",
+    "torch.where(valid, valid.long().cumsum(1), 0)", "(torch.log(1.0 + times.clamp(min=0).float()) * 3).long().clamp(max=23)", "times.clamp(min=0).float().sqrt().long().clamp(max=23)",
 )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def embed(draw: Draw, source: Source) -> str:
         padding = draw.pick(at + "padding_idx", ["", ", padding_idx=0"])
         source.setup.append(f"self.item = nn.Embedding(20, {D}{padding})")
         x = source.let("x", "self.item(ids)" + draw.pick(at + "scale", ["", f" * {D} ** 0.5"]))
-    extra = draw.pick(at + "extra", ["", "position", "slice", "times", "features", "given", "category"])
+    extra = draw.pick(at + "extra", ["", "position", "slice", "times", "features", "given", "category", "masked_items", "guarded"])
     if extra == "position":
         table = source.module("position", f"nn.Embedding(24, {D})")
         x = source.let("x", f"{x} + {table}({draw.pick(at + 'position', POSITIONS)})")
@@ -50,6 +52,17 @@ def embed(draw: Draw, source: Source) -> str:
     elif extra == "category":
         table = source.module("category", f"nn.Embedding(4, {D})")
         x = source.let("x", f"torch.stack([{x}, {table}(ids % 4)], dim=2).sum(2)")
+    elif extra == "masked_items":  # a mask that is no padding
+        token = source.module("token", f"nn.Parameter(torch.randn({D}))")
+        chosen = draw.pick(at + "chosen", ["(targets % 3 == 0)", "((ids % 3 == 1) & valid)", "(negatives < 7)"])
+        x = source.let("x", draw.pick(at + "masked", [
+            f"torch.where({chosen}[..., None], {token}, {x})", f"{x} * (~{chosen})[..., None] + {token} * {chosen}[..., None].to({x}.dtype)",
+        ]))  # fmt: skip
+    elif extra == "guarded":  # what stands in the padding of an input is never read
+        layer = source.module("project", f"nn.Linear(3, {D})")
+        x = source.let("x", f"{x} + {layer}(" + draw.pick(at + "guard", [
+            "torch.where(valid[..., None], features, 0.0)", "features.masked_fill(~valid[..., None], 0.0)", "torch.nan_to_num(features) * valid[..., None]",
+        ]) + ")")  # fmt: skip
     return zero(draw, source, x, at)
 
 
@@ -155,6 +168,7 @@ def mixing_block(draw: Draw, source: Source, x: str, at: str) -> str:
         "cumsum", "roll", "flip", "shift", "mean", "max", "softmax", "sort", "difference", "first", "convolution", "recurrent",
         "batch_norm", "pad", "batch_mean", "flat_roll", "gather_places", "einsum_places", "view_places", "transpose_places",
         "group_norm", "where_all", "slice_cat", "batch_softmax", "masked_mean", "last_row", "index_places", "unfold",
+        "reversed_cumsum", "masked_softmax", "masked_cumsum",
     ])  # fmt: skip
     plain = {
         "cumsum": "{x}.cumsum(1) * 0.3", "roll": "torch.roll({x}, 1, dims=1)", "flip": "{x}.flip(1)",
@@ -169,6 +183,8 @@ def mixing_block(draw: Draw, source: Source, x: str, at: str) -> str:
         "masked_mean": "{x} - ({x} * valid[..., None]).sum(1, keepdim=True) / valid.sum(1).clamp(min=1)[:, None, None]",
         "last_row": "{x} + {x}[torch.arange(B), lengths.clamp(min=1) - 1].unsqueeze(1)",
         "index_places": "{x}[:, torch.arange(N - 1, -1, -1)] + {x}", "unfold": "F.pad({x}, (0, 0, 2, 0)).unfold(1, 3, 1).mean(-1)",
+        "reversed_cumsum": "{x}.flip(1).cumsum(1).flip(1) * 0.3", "masked_cumsum": "({x} * valid[..., None]).cumsum(1) * 0.3",
+        "masked_softmax": "{x} * {x}.masked_fill(~valid[..., None], -1e9).softmax(1)",
     }  # fmt: skip
     if kind in plain:
         return source.let("x", plain[kind].format(x=x).replace("D", str(D)))
