@@ -23,7 +23,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTens
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from gr_compile.editor import fake_mode_of
+from gr_compile.editor import GraphEditor, fake_mode_of
 from gr_compile.modes import (
     AUTOCAST,
     NO_GRAD,
@@ -32,7 +32,7 @@ from gr_compile.modes import (
     expand_modes,
     restored_autocast,
 )
-from gr_compile.sizes import settle_flattened_sizes
+from gr_compile.sizes import settle_flattened_sizes, size_expr
 from gr_compile.transforms import write_out_vmaps
 from gr_compile.writes import COPY, may_be_written, write
 
@@ -79,6 +79,7 @@ def capture(dynamo_graph: fx.GraphModule) -> fx.GraphModule:
     _drop_metadata_assertions(graph_module)
     _value_constants(graph_module, fake_mode)
     _spell_views_as_reshapes(graph_module)
+    _spell_copies_out(GraphEditor(graph_module, fake_mode))
     _rename_placeholders(dynamo_graph, graph_module)
     graph_module.graph.eliminate_dead_code()
     _check_functional(graph_module)
@@ -287,6 +288,22 @@ def _spell_views_as_reshapes(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
+
+
+def _spell_copies_out(editor: GraphEditor) -> None:
+    """`x[:, 0] = y` copies y over a part of x. That functional copy has no derivative: it is a new tensor with the
+    values of y, cast to x's dtype and repeated to the part's shape, whatever x held."""
+    aten = torch.ops.aten
+    for node in editor.graph.find_nodes(op="call_function", target=aten.copy.default):
+        made, part, given = node.args[1], node.meta["val"], node.args[1].meta["val"]
+        with editor.at(before=node, like=node):
+            if (given.dtype, given.device) != (part.dtype, part.device):
+                made = editor.call(aten._to_copy.default, made, dtype=part.dtype, device=part.device)
+            if [size_expr(s) for s in given.shape] != [size_expr(s) for s in part.shape]:
+                made = editor.call(aten.expand.default, made, list(part.shape))
+            made = editor.call(aten.clone.default, made, memory_format=torch.contiguous_format)
+        editor.replace(node, made)
+        editor.erase(node)
 
 
 def _value_constants(graph_module: fx.GraphModule, fake_mode: FakeTensorMode) -> None:

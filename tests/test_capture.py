@@ -79,6 +79,32 @@ def test_in_place_work_on_fresh_tensors_becomes_functional():
     runs_captured(f, vectors())
 
 
+@pytest.mark.parametrize(
+    "part", [lambda y: y[:, 0], lambda y: y[:, 1:3], lambda y: y[..., :1], lambda y: y.view(-1)[2:4]]
+)
+@pytest.mark.parametrize("given", [lambda x: x[0, 0], lambda x: x[0, :1].double(), lambda x: x[:1, 0].half()])
+def test_writing_over_a_part_has_a_derivative(part, given):
+    """The functional copy that tracing makes of it has none."""
+
+    def f(x):
+        y = x.sin()
+        part(y).copy_(given(x))
+        return y
+
+    graph = captured(f, vectors())
+    assert not calls(graph, torch.ops.aten.copy.default)
+    x, fast = vectors().requires_grad_(), optimize(f, passes="none", target="eager")
+    (gradient,) = torch.autograd.grad(fast(x).pow(2).sum(), x)
+    (expected,) = torch.autograd.grad(f(x).pow(2).sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_copy_of_an_input_is_not_the_input():
+    fast, x = optimize(lambda x: torch.empty_like(x).copy_(x), passes="none", target="eager"), vectors()
+    fast(x).zero_()
+    assert x.abs().sum() > 0
+
+
 def test_a_batch_of_other_sizes_runs_the_same_graph():
     fast = optimize(lambda x: (x[:, :2] * x.shape[0]).sum(), passes="none", dynamic=True)
     for rows in (5, 6, 9):
