@@ -253,11 +253,15 @@ class _Attempt:
             packer = Packer(editor, self.layout, self.demand.packed | self._derived(), index, decided)
             axes = {"b": (index.batch_size, 0)}
             exits = Exits(packer, self.demand, PlaceEmitter(editor, self.pull, axes, self._device()), counter)
-            for node in sorted(self.demand.packed, key=order.__getitem__):
+            nodes = sorted(self.demand.packed, key=order.__getitem__)
+            for node in nodes:
                 packer.packed(node)
-            for node in sorted(self.demand.packed, key=order.__getitem__):
+            for node in nodes:  # outputs first: the row of a padded place is what the graph, as it was, makes of one
+                if output in node.users:
+                    self._exit(exits, node, output, output, index)
+            for node in nodes:
                 for user in list(node.users):
-                    if user in order and self.demand.is_exit(user):
+                    if user is not output and user in order and self.demand.is_exit(user):
                         self._exit(exits, node, user, output, index)
         editor.sort()
         closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}

@@ -149,6 +149,26 @@ def test_one_place_between_two_attentions() -> None:
     assert found.fused
 
 
+class RowBehindADenseReader(nn.Module):
+    """The row of padded places goes through a layer that reads one of the packed values densely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.table, self.mix = nn.Embedding(20, 4), nn.Parameter(torch.randn(24, 4)), nn.Linear(9, 4)
+
+    def forward(self, ids: Tensor, lengths: Tensor, mask: Tensor, times: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        valid = ~(ids == 0)
+        x = (self.item(ids) + self.table[: ids.shape[1]]) * mask[..., None]
+        x = self.mix(torch.cat([x, x * x, times[..., None] / 50], dim=-1))
+        return x.sigmoid().sum(-1).masked_select(valid), torch.stack([x * valid[..., None], x], 1)[:, 0]
+
+
+def test_a_row_is_what_the_graph_made_before_it_was_rewritten() -> None:
+    found = check(RowBehindADenseReader, BATCHES, dynamo=False)
+    assert found.failure is None, str(found.failure)
+    assert found.packed
+
+
 # ------------------------------------------------------------------------------------------------------ operators
 @pytest.mark.parametrize(
     "operator", [lambda y: y.roll(1, -1), lambda y: y.logsumexp(-1, keepdim=True), lambda y: y.cummax(-1).values]
