@@ -1,7 +1,7 @@
 """Element rules of in-place writes, as functional graphs spell them: what was written, or else what was there.
 
 `x[a:b] = y` is a slice_scatter, `x[k] = y` a select_scatter, `x.diagonal().zero_()` a diagonal_scatter, `x[mask] = y`
-an index_put, `x.copy_(y)` a copy.
+an index_put.
 """
 
 from __future__ import annotations
@@ -101,11 +101,6 @@ def _fill_diagonal(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
         raise Blocked("a write at strided places", node)
     inside = compare("eq", indices[0], indices[1], pull.ranges)
     return _written(pull, node, indices, inside, (indices[0],))
-
-
-@_register(aten.copy.default)
-def _copy(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    return cast(pull.broadcast(node.args[1], node, indices), pull.dtype(node))
 
 
 @_register(aten.index_put.default)
