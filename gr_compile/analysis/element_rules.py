@@ -293,10 +293,16 @@ def _cast(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     return value if fits else _unwrapped(pull, node, value)
 
 
-@_register(
-    aten.clone.default, aten.detach.default, aten.contiguous.default, aten.alias.default, aten.lift_fresh_copy.default
-)
+@_register(aten.clone.default, aten.contiguous.default, aten.alias.default, aten.lift_fresh_copy.default)
 def _identity(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    return pull.broadcast(node.args[0], node, indices)
+
+
+@_register(aten.detach.default)
+def _detach(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """The operand, where no gradient flows to it anyway: derivatives of an expression do not stop at a detach."""
+    if not pull.closed(node.args[0]):  # type: ignore[arg-type]
+        raise Blocked("a gradient that stops between a query and a key (detach, no_grad)", node)
     return pull.broadcast(node.args[0], node, indices)
 
 

@@ -12,6 +12,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, cast, const, divmod_, mul, scale, sub, where
+from gr_compile.analysis.gradients import counts_lookups, leaves_rows_out
 
 aten = torch.ops.aten
 VIEW_RULES: dict[Any, Rule] = {}
@@ -306,6 +307,10 @@ def _at_least_one(value: Expr) -> bool:
 
 @_register(aten.embedding.default)
 def _embedding(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """An element of the table, where the gradient is that of the element: not so for the row of padding_idx, which
+    takes none, nor for rows that share one by how often they occur."""
+    if (counts_lookups(node) or leaves_rows_out(node)) and not pull.closed(node.args[0]):  # type: ignore[arg-type]
+        raise Blocked("an embedding with padding_idx or scale_grad_by_freq, between a query and a key", node)
     row = pull.element(node.args[1], indices[:-1])
     return pull.element(node.args[0], (row, indices[-1]))
 

@@ -13,6 +13,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
+from gr_compile.analysis.gradients import counts_lookups
 
 aten = torch.ops.aten
 _ASKS_FOR_ROWS = frozenset({aten.roll.default, aten.cummax.default, aten.logsumexp.default})
@@ -77,6 +78,8 @@ class TokenLayout:
             return f"{node.target} has no rule: it may read any place"
         if node.target in _ASKS_FOR_ROWS:
             return f"{node.target} cannot be compiled for a number of rows that depends on data"
+        if counts_lookups(node):
+            return "an embedding with scale_grad_by_freq counts the lookups of all places"
         return f"{node.target} mixes places"
 
     def _aligned(self, node: fx.Node, operand: fx.Node) -> bool:
@@ -137,6 +140,8 @@ class TokenLayout:
         return False
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:
+        if counts_lookups(node):
+            return False
         return self.of(kind.table) is Layout.DENSE and self.of(kind.index) is Layout.TOKENS
 
     def _gather(self, node: fx.Node, kind: ops.Gather) -> bool:

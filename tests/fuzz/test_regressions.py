@@ -21,6 +21,7 @@ class Layers(nn.Module):
     """x: [B, N, 4] from ids by token-wise layers; a body makes the output of it."""
 
     body: Body
+    frozen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +29,8 @@ class Layers(nn.Module):
         self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
         self.query, self.key, self.value = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
         self.key2, self.value2 = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.relative = nn.Embedding(20, 1)
+        self.register_buffer("frozen", torch.randn(20, 1))
         self.slope = nn.Parameter(torch.randn(()))
 
     def forward(self, ids: Tensor, lengths: Tensor, *rest: Tensor) -> tuple[Tensor]:
@@ -110,6 +113,81 @@ def scaled(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
 )
 def test_attention(body: Body) -> None:
     assert outcome(body).packed
+
+
+# ------------------------------------------------------------------------------- gradients that stop, or are counted
+def scores_without_gradient(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    return (F.silu((self.query(x) @ self.key(x).mT).detach()) * valid[:, None]) @ self.value(x)
+
+
+def bias_without_gradient(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1])
+    bias = self.relative(places[:, None] - places + 9)[..., 0].detach()
+    return (F.silu(self.query(x) @ self.key(x).mT + bias) * valid[:, None]) @ self.value(x)
+
+
+def weights_without_gradient(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    scores = (self.query(x) @ self.key(x).mT).masked_fill(~valid[:, None], -1e9)
+    return scores.softmax(-1).detach() @ self.value(x)
+
+
+def straight_through(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    scores = self.query(x) @ self.key(x).mT
+    return ((scores + F.relu(scores).detach() - scores.detach()) * valid[:, None]) @ self.value(x)
+
+
+def bias_with_a_padding_row(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1])
+    bias = F.embedding((places[:, None] - places).abs(), self.relative.weight, padding_idx=1)[..., 0]
+    return (F.silu(self.query(x) @ self.key(x).mT + bias) * valid[:, None]) @ self.value(x)
+
+
+def bias_by_frequency(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1])
+    bias = F.embedding((places[:, None] - places).abs(), self.relative.weight, scale_grad_by_freq=True)[..., 0]
+    return (F.silu(self.query(x) @ self.key(x).mT + bias) * valid[:, None]) @ self.value(x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        scores_without_gradient, bias_without_gradient, weights_without_gradient, straight_through,
+        bias_with_a_padding_row, bias_by_frequency,
+    ],
+)  # fmt: skip
+def test_a_gradient_that_is_no_derivative_of_the_score_is_not_fused(body: Body) -> None:
+    found = outcome(body)
+    assert found.packed and not found.fused
+
+
+def masks_without_gradient(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """Nothing flows to a mask, nor to a table that is not trained: these are fused."""
+    places = torch.arange(x.shape[1])
+    keep = (valid[:, None] & (places[:, None] >= places)).detach()
+    bias = F.embedding((places[:, None] - places).abs(), self.frozen, padding_idx=1)[..., 0]
+    return (F.silu(self.query(x) @ self.key(x).mT + bias) * keep) @ self.value(x)
+
+
+def test_what_takes_no_gradient_is_fused() -> None:
+    assert outcome(masks_without_gradient).fused
+
+
+class CountedLookups(nn.Module):
+    """Rows that are also looked up at padded places: their gradients are divided by all of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.layer = nn.Embedding(20, 4, scale_grad_by_freq=True), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor, lengths: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        negatives = rest[3]
+        return (torch.tanh(self.layer(self.item(negatives))) * (ids != 0)[..., None],)
+
+
+def test_lookups_that_are_counted_are_made_at_all_places() -> None:
+    found = check(CountedLookups, BATCHES, dynamo=False)
+    assert found.failure is None, str(found.failure)
+    assert found.packed
 
 
 def test_one_sequence_with_a_folded_batch() -> None:
