@@ -72,8 +72,7 @@ class Packer:
         if list(dims[: len(first)]) == [(a,) for a in first]:
             return node
         split = self.editor.call(aten.reshape.default, node, [self.extent(a) for a in atoms])
-        order = [atoms.index(a) for a in first] + [k for k, a in enumerate(atoms) if a not in first]
-        moved = self.editor.call(aten.permute.default, split, order)
+        moved = self.editor.call(aten.permute.default, split, _order(atoms, first))
         sizes = [self.extent(a) for a in first] + [self.size_of(node, p, d) for p, d in self._rest(node, first)]
         made: fx.Node = self.editor.call(aten.reshape.default, moved, sizes)
         return made
@@ -86,7 +85,8 @@ class Packer:
         atoms = [atom for dim in dims for atom in dim]
         stored = first + [a for a in atoms if a not in first]
         split = self.editor.call(aten.reshape.default, dense, [self.extent(a) for a in stored])
-        moved = self.editor.call(aten.permute.default, split, [stored.index(a) for a in atoms])
+        order = _order(atoms, first)
+        moved = self.editor.call(aten.permute.default, split, sorted(range(len(order)), key=order.__getitem__))
         shape = [self.editor.symbol_of(s) for s in node.meta["val"].shape]
         made: fx.Node = self.editor.call(aten.reshape.default, moved, shape)
         return made
@@ -316,3 +316,8 @@ class Packer:
         assert isinstance(kind, ops.Items)
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
         return self.editor.again(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})
+
+
+def _order(atoms: list[Atom], first: list[Atom]) -> list[int]:
+    """The dimensions of `first`, then all others as they stand; two of those may run over one index space."""
+    return [atoms.index(a) for a in first] + [k for k, a in enumerate(atoms) if a not in first]

@@ -227,6 +227,31 @@ def test_one_place_between_two_attentions() -> None:
     assert found.fused
 
 
+class OneOfEverything(nn.Module):
+    """One sequence, one place, one candidate, one head: index spaces meet, and a value has one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.layer = nn.Embedding(20, 4), nn.Linear(5, 4)
+        self.query, self.key, self.value = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor, lengths: Tensor, mask: Tensor, times: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        (B, N), context = ids.shape, rest[-1]
+        M = context.shape[1]
+        x = self.layer(torch.cat([self.item(ids), times[..., None] / 50], -1))
+        q = self.query(x).view(B, N, 1, 4).transpose(1, 2)
+        k, v = (layer(self.item(context)).view(B, M, 1, 4).transpose(1, 2) for layer in (self.key, self.value))
+        weights = F.silu(q @ k.mT) * (context != 0)[:, None, None, :].to(x.dtype)
+        mixed = torch.einsum("bhij,bhjd->bhid", weights.expand(B, 1, N, M), v).transpose(1, 2).flatten(2)
+        return (torch.stack([(x + mixed) * (ids != 0)[..., None], x + mixed], 1)[:, 0],)
+
+
+def test_an_index_space_that_a_value_has_twice() -> None:
+    found = check(OneOfEverything, [{**batch(1, 1), "M": 1}], dynamo=False)
+    assert found.failure is None, str(found.failure)
+    assert found.packed
+
+
 class RowBehindADenseReader(nn.Module):
     """The row of padded places goes through a layer that reads one of the packed values densely."""
 
