@@ -97,8 +97,8 @@ class Attention:
             return ""
         kind = self.pick("bias", ["", "", "relative", "time", "alibi", "head", "toeplitz", "relative_single"])
         if kind == "relative":
-            table = self.source.module("relative", f"nn.Embedding(49, {self.H})")
-            return f" + {table}(torch.arange(N)[:, None] - torch.arange(N)[None, :] + 24).permute(2, 0, 1)"
+            table = self.source.module("relative", f"nn.Embedding(49, {self.H}{self.pick('table', ['', '', '', ', padding_idx=24', ', scale_grad_by_freq=True'])})")
+            return f" + {table}(torch.arange(N)[:, None] - torch.arange(N)[None, :] + 24).permute(2, 0, 1)" + self.pick("stopped", ["", "", "", ".detach()"])
         if kind == "relative_single":
             table = self.source.module("relative", "nn.Parameter(torch.randn(49))")
             return f" + {table}[torch.arange(N)[None, :] - torch.arange(N)[:, None] + 24]"
@@ -188,6 +188,8 @@ class Attention:
         weights = self._softmax(a, keep) if activation == "softmax" else self._pointwise(a, keep, activation)
         if draw.flag(self.at + "weights_out", 8):
             s.outputs.append(weights)
+        if draw.flag(self.at + "stopped_weights", 20):
+            weights = s.let("a", f"{weights}.detach()")
         if draw.flag(self.at + "dropout", 4):
             weights = s.let("a", f"F.dropout({weights}, 0.0)")
         if self.form == "folded" and "bias_only" not in self.form:

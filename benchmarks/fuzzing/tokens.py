@@ -31,7 +31,7 @@ def embed(draw: Draw, source: Source) -> str:
         layer = source.module("project", f"nn.Linear(3, {D})")
         x = source.let("x", f"{layer}(features)")
     else:
-        padding = draw.pick(at + "padding_idx", ["", ", padding_idx=0"])
+        padding = draw.pick(at + "padding_idx", ["", ", padding_idx=0", "", ", padding_idx=0", ", scale_grad_by_freq=True"])
         source.setup.append(f"self.item = nn.Embedding(20, {D}{padding})")
         x = source.let("x", "self.item(ids)" + draw.pick(at + "scale", ["", f" * {D} ** 0.5"]))
     extra = draw.pick(at + "extra", ["", "position", "slice", "times", "features", "given", "category", "masked_items", "guarded"])
