@@ -1,7 +1,7 @@
 """Element rules of in-place writes, as functional graphs spell them: what was written, or else what was there.
 
 `x[a:b] = y` is a slice_scatter, `x[k] = y` a select_scatter, `x.diagonal().zero_()` a diagonal_scatter, `x[mask] = y`
-an index_put.
+and `x[arange, index] = y` an index_put; one_hot writes a 1 in each row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
+from gr_compile.analysis.element_views import wrapped
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, binary, cast, compare, const, divmod_, sub, where
 
 aten = torch.ops.aten
@@ -105,15 +106,34 @@ def _fill_diagonal(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 
 @_register(aten.index_put.default)
 def _index_put(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    """x[mask] = one number."""
+    """x[mask] = one number, or x[arange, index] = one number: one place in every row."""
     given = list(node.args[1])  # type: ignore[arg-type]
     value: Any = node.args[2]
-    mask = given[0]
-    if len(given) != 1 or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
-        raise Blocked("a write at computed places", node)
+    before: Any = node.args[0]
     if ops.argument(node, 3, "accumulate", False) or value.meta["val"].numel() != 1:
         raise Blocked("a write of several values at the places of a mask", node)
-    inside = pull.element(mask, indices[: ops.rank(mask)])
+    mask = given[0]
+    if len(given) == 1 and isinstance(mask, fx.Node) and mask.meta["val"].dtype == torch.bool:
+        inside = pull.element(mask, indices[: ops.rank(mask)])
+    elif len(given) == 2 and _is_row_number(pull, node, given[0], indices[0]):
+        place = wrapped(pull, pull.element(given[1], (indices[0],)), pull.shape(node)[1])
+        inside = compare("eq", indices[1], place, pull.ranges)
+    else:
+        raise Blocked("a write at computed places", node)
     written = cast(pull.element(value, (const(0),) * ops.rank(value)), pull.dtype(node))
-    before: Any = node.args[0]
     return where(inside, written, pull.element(before, indices), pull.dtype(node))
+
+
+def _is_row_number(pull: Elements, node: fx.Node, rows: fx.Node | None, row: Expr) -> bool:
+    """Whether `rows` and the index beside it are [R], R being the rows of the matrix `node`, and rows[r] = r."""
+    if rows is None or ops.rank(node) != 2 or any(x is None or ops.rank(x) != 1 for x in node.args[1]):  # type: ignore[union-attr,arg-type]
+        return False
+    sizes = [pull.shape(x)[0] for x in node.args[1]]  # type: ignore[union-attr,arg-type]
+    return all(size is pull.shape(node)[0] for size in sizes) and pull.element(rows, (row,)) is row
+
+
+@_register(aten.one_hot.default)
+def _one_hot(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
+    """Zeros, with a 1 written at the number of each row."""
+    place = pull.element(node.args[0], indices[:-1])
+    return cast(compare("eq", indices[-1], place, pull.ranges), pull.dtype(node))

@@ -56,7 +56,7 @@ SUBJECTS: dict[str, Expected] = {
     "RecTools SASRec, LiGR layers": Expected(n=100),
     "RecBole SASRec": Expected(),
     "RecBole SASRec, BPR": Expected(),
-    "RecBole BERT4Rec": Expected(misses=(f"aten.bmm.default {EVERY_PLACE}",), is_packed=False),
+    "RecBole BERT4Rec": Expected(),
     "RecBole SASRecF": Expected(),
     "RecBole DIN": Expected(attentions=0, misses=(f"aten.split_with_sizes.default {EVERY_PLACE}",), is_packed=False),
     **{name: Expected() for name in TRANSFORMERS},
