@@ -33,10 +33,10 @@ from gr_compile.passes.eliminate_padding.declared import (
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
 from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
 from gr_compile.passes.eliminate_padding.jagged import spell_jagged_as_padded
-from gr_compile.passes.eliminate_padding.masked_writes import spell_masked_writes_as_choices
 from gr_compile.passes.eliminate_padding.one_hot import spell_one_hot_products_as_rows
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import typed
+from gr_compile.passes.eliminate_padding.writes import spell_writes_by_place
 from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednesses
 from gr_compile.pipeline import PassContext
 
@@ -79,7 +79,7 @@ class EliminatePadding(Pass):
         if not context.supports("gr::pack"):
             return PassResult(False, misses=(Miss("the target has no kernel for gr::pack"),))
         matches = spell_convolutions_as_linear(graph_module, context)
-        matches += spell_masked_writes_as_choices(graph_module, context)
+        matches += spell_writes_by_place(graph_module, context)
         matches += spell_one_hot_products_as_rows(graph_module, context)
         jagged, missed = spell_jagged_as_padded(graph_module, context, self._pack)
         packed, left = self._pack(graph_module, context)
