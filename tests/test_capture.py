@@ -112,6 +112,29 @@ def test_a_batch_of_other_sizes_runs_the_same_graph():
     assert graphs(fast) == 1
 
 
+def shifted(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y[:, 1:] = y[:, :-1].clone()
+    return (y * other).sum(1)
+
+
+def cast_and_broadcast(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    y[:, 1:] = other[:, :1]
+    y[0].copy_(x[1])
+    return y.square().sum(1)
+
+
+@pytest.mark.parametrize("function", [shifted, cast_and_broadcast])
+def test_what_is_written_to_a_slice_has_its_gradient(function):
+    x, other = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    graph = captured(function, x, other)
+    assert not calls(graph, aten.copy.default)
+    got = torch.autograd.grad(runs_captured(function, x, other).sum(), (x, other))
+    for a, b in zip(got, torch.autograd.grad(function(x, other).sum(), (x, other))):
+        torch.testing.assert_close(a, b)
+
+
 # ------------------------------------------------------------------------------------------------- autocast
 def nested_regions(x):
     with torch.autocast("cpu", enabled=False):
