@@ -63,6 +63,7 @@ LOCAL: dict[str, Body] = {
     "features repeated": lambda m, x, ids: x.repeat_interleave(2, dim=-1),
     "features written by index": lambda m, x, ids: torch.ops.aten.index_put(x, [None, None, torch.tensor([0, 1])], x[..., 2:4]),
     "constants written by index": lambda m, x, ids: torch.ops.aten.index_put(x, [None, None, torch.tensor([0])], torch.zeros(())),
+    "filled with a tensor at a mask": lambda m, x, ids: x.masked_fill((ids > 3)[..., None], torch.tensor(0.5)),
     "complex numbers turned": lambda m, x, ids: torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (4, 2))) * 1j),
     "an embedding of a token": lambda m, x, ids: m.items(ids + 0),
     "sorted features": lambda m, x, ids: x.sort(-1)[0],
