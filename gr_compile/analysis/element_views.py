@@ -11,11 +11,13 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
-from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, cast, const, divmod_, mul, scale, sub, where
+from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, binary, cast, const, divmod_, mul, scale, sub, where
 from gr_compile.analysis.gradients import counts_lookups, leaves_rows_out
 
 aten = torch.ops.aten
 VIEW_RULES: dict[Any, Rule] = {}
+_OPEN = 2**63 - 1
+"""The end of a slice that has none."""
 
 
 def _register(*targets: Any) -> Callable[[Rule], Rule]:
@@ -61,25 +63,31 @@ def _expand(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 
 @_register(aten.slice.Tensor)
 def _slice(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    dim = int(ops.argument(node, 1, "dim", 0)) % len(indices)
-    start, step = ops.argument(node, 2, "start") or 0, ops.argument(node, 4, "step", 1)
-    begin = pull.element(start, ())
-    if isinstance(start, int) and start < 0:
-        begin = add(pull.shape(node.args[0])[dim], begin)  # type: ignore[arg-type]
+    dim, step = int(ops.argument(node, 1, "dim", 0)) % len(indices), int(ops.argument(node, 4, "step", 1))
+    extents = pull.shape(node.args[0])[dim], pull.shape(node)[dim]  # type: ignore[arg-type]
+    begin = first_place(pull, ops.argument(node, 2, "start"), ops.argument(node, 3, "end"), step, *extents)
     places = list(indices)
-    places[dim] = add(begin, scale(places[dim], int(step)))
+    places[dim] = add(begin, scale(places[dim], step))
     return pull.element(node.args[0], places)
+
+
+def first_place(pull: Elements, start: Any, end: Any, step: int, extent: Expr, count: Expr) -> Expr:
+    """Where a slice of `count` places begins. A start below 0 counts from the end, and one that is in front of all
+    places is the first of them: `x[-5:]` of three places. A slice up to the end begins `count` places before it."""
+    place = wrapped(pull, pull.element(start, ()), extent) if start is not None else const(0)
+    if pull.ranges.ge0(place):
+        return place
+    if step == 1 and (end is None or (isinstance(end, int) and end >= _OPEN)):
+        return sub(extent, count)
+    return binary("maximum", place, const(0), "i")
 
 
 @_register(aten.select.int)
 def _select(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     shape = pull.shape(node.args[0])  # type: ignore[arg-type]
     dim, chosen = int(node.args[1]) % len(shape), node.args[2]  # type: ignore[arg-type]
-    place = pull.element(chosen, ())
-    if isinstance(chosen, int) and chosen < 0:
-        place = add(shape[dim], place)
     places = list(indices)
-    places.insert(dim, place)
+    places.insert(dim, wrapped(pull, pull.element(chosen, ()), shape[dim]))
     return pull.element(node.args[0], places)
 
 

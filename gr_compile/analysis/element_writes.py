@@ -14,7 +14,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements, Indices, Rule
-from gr_compile.analysis.element_views import wrapped
+from gr_compile.analysis.element_views import first_place, wrapped
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, add, and_, binary, cast, compare, const, divmod_, sub, where
 
 aten = torch.ops.aten
@@ -40,13 +40,6 @@ def _written(pull: Elements, node: fx.Node, indices: Indices, inside: Expr, plac
     return value if inside is TRUE else where(inside, value, pull.element(before, indices), pull.dtype(node))
 
 
-def _within(pull: Elements, bound: Any, extent: Expr) -> Expr:
-    """A bound of a slice, counted from the front and at most the extent."""
-    if not isinstance(bound, int):
-        return pull.element(bound, ())
-    return add(extent, const(bound)) if bound < 0 else _least(pull, const(bound), extent)
-
-
 def _least(pull: Elements, bound: Expr, extent: Expr) -> Expr:
     if pull.ranges.ge0(sub(extent, bound)):
         return bound
@@ -59,8 +52,8 @@ def _slice_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     start, end = ops.argument(node, 3, "start"), ops.argument(node, 4, "end")
     step = int(ops.argument(node, 5, "step", 1))
     extent, place = pull.shape(node)[dim], indices[dim]
-    begin = const(0) if start is None else _within(pull, start, extent)
-    stop = extent if end is None else _within(pull, end, extent)
+    begin = first_place(pull, start, end, step, extent, pull.shape(node.args[1])[dim])  # type: ignore[arg-type]
+    stop = extent if end is None else _least(pull, wrapped(pull, pull.element(end, ()), extent), extent)
     inside = and_(pull.at_least_zero(sub(place, begin)), pull.at_least_zero(sub(pull.last(stop), place)))
     at = sub(place, begin)
     if step != 1:
@@ -72,9 +65,7 @@ def _slice_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
 @_register(aten.select_scatter.default)
 def _select_scatter(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     dim, chosen = int(node.args[2]) % len(indices), node.args[3]  # type: ignore[arg-type]
-    place = pull.element(chosen, ())
-    if isinstance(chosen, int) and chosen < 0:
-        place = add(pull.shape(node)[dim], place)
+    place = wrapped(pull, pull.element(chosen, ()), pull.shape(node)[dim])
     inside = compare("eq", indices[dim], place, pull.ranges)
     return _written(pull, node, indices, inside, indices[:dim] + indices[dim + 1 :])
 

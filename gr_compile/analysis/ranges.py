@@ -49,13 +49,14 @@ class Ranges:
             self.load_hi[name] = hi
 
     def lower(self, atom: Expr) -> Expr | None:
-        """A lower bound of an atom of a polynomial, or None; `size` has the bound `min_size`."""
+        """A lower bound of an atom of a polynomial, or None. A size has the bound `min_size`, but not what is computed
+        of sizes: `N // 4` may be 0."""
         if atom.op == "index":
             return self.lo.get(atom.args[0])
         if atom.op == "load":
             return self.load_lo.get(atom.args[0])
         if atom.op == "size":
-            return const(self.min_size)
+            return const(self.min_size) if _is_size(atom) else None
         if is_mask_cast(atom) or atom.op == "abs" or (atom.op == "mod" and self._positive(atom.args[1])):
             return const(0)
         return None
@@ -100,7 +101,7 @@ class Ranges:
 
     def size_min(self, value: Expr) -> int | None:
         """The least value of a polynomial over sizes when every size grows it; else None."""
-        if any(atom.op != "size" for atom in atoms(value)):
+        if not all(_is_size(atom) for atom in atoms(value)):
             return None
         shifted = const(0)  # with size = min_size + size', size' >= 0, every coefficient must be >= 0
         for monomial, coefficient in terms(value).items():
@@ -194,3 +195,8 @@ def _by_variables(value: Expr) -> dict[Monomial, Expr]:
         sizes = tuple(x for x in monomial if x.op == "size")
         groups.setdefault(variables, {})[sizes] = coefficient
     return {variables: poly(group) for variables, group in groups.items()}
+
+
+def _is_size(atom: Expr) -> bool:
+    """A size, as a symbol; not what is computed of sizes, whose name is a formula."""
+    return atom.op == "size" and str(atom.args[0]).isidentifier()

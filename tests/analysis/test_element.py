@@ -106,6 +106,17 @@ PAIRS: dict[str, Body] = {
     "elu": lambda m, ids, *_: F.elu(distance(ids).float(), 0.7)[None],
     "hardtanh": lambda m, ids, *_: (F.hardtanh(distance(ids).float(), -2, 3) + F.relu6(distance(ids).float() * 2))[None],
     "a decay by distance": lambda m, ids, *_: (0.9 ** distance(ids).float())[None],
+    "the last places": lambda m, ids, *_: torch.cat([distance(ids), distance(ids) * 3])[None, -ids.shape[1] :],
+    "the last half": lambda m, ids, *_: torch.cat([distance(ids)[-(ids.shape[1] // 2) :], distance(ids) * 3])[None],
+    "the last hundred of fewer": lambda m, ids, *_: distance(ids)[None, -100:],
+    "up to the last hundred but one, of fewer": lambda m, ids, *_: torch.cat([distance(ids) * 3, distance(ids)[-100:-1]])[None],
+    "a place from the end": lambda m, ids, *_: ids[:, -ids.shape[1]][:, None, None] + distance(ids),
+    "the last places written": lambda m, ids, *_: written(
+        distance(ids), lambda x: x[-(ids.shape[1] // 2) :].copy_(distance(ids)[: ids.shape[1] // 2] * 3)),
+    "the last hundred of fewer written": lambda m, ids, *_: written(
+        distance(ids), lambda x: x[-100:].copy_(distance(ids) * 3)),
+    "a place from the end written": lambda m, ids, *_: written(distance(ids), lambda x: x[-ids.shape[1]].fill_(7)),
+    "farther than a quarter": lambda m, ids, *_: (distance(ids) >= ids.shape[1] // 4)[None],
     "padded": lambda m, ids, *_: F.pad(distance(ids), (1, 1))[:, :-2][None],
 }  # fmt: skip
 

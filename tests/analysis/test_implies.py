@@ -133,6 +133,13 @@ def test_ranges_and_facts_count() -> None:
     assert not implies.implies(Ranges(min_size=0), TRUE, compare("ge", size("T"), const(1)))
 
 
+def test_what_is_computed_of_sizes_may_be_zero() -> None:
+    """`N // 4` of three places."""
+    assert implies.implies(ranges(), TRUE, compare("ge", N, const(1)))
+    assert not implies.implies(ranges(), TRUE, compare("ge", size("(s0//4)"), const(1)))
+    assert ranges().size_min(add(N, N)) == 2 and ranges().size_min(add(N, size("(s0//4)"))) is None
+
+
 def test_a_spent_budget_proves_nothing() -> None:
     premise, conclusion = and_(STU, valid(I)), valid(J)
     assert implies.implies(ranges(), premise, conclusion, FACTS)
