@@ -68,7 +68,7 @@ def check(
 ) -> Outcome:  # fmt: skip
     """Compare all outputs and gradients of the model on every batch with eager execution.
 
-    `dynamo=False` hands the model to the compiler directly, with static sizes.
+    `dynamo=False` hands the model to the compiler directly, a graph for each size of batch.
     """
     torch._dynamo.reset()
     dtype = torch.float32 if mode == "autocast" else torch.float64
@@ -79,7 +79,7 @@ def check(
             eager = [_run_watched(model, spec, mode, dtype) for spec in batches]
         except Exception as error:
             return Outcome(None, invalid=f"eager: {type(error).__name__}: {str(error)[:200]}")
-        fast: Any = gr_compile.optimize(model, target="eager", dynamic=dynamic) if dynamo else Direct(model)
+        fast: Any = gr_compile.optimize(model, target="eager", dynamic=dynamic) if dynamo else Direct(model, symbolic=dynamic is True)
         failure = _compared(fast, model, batches, mode, dtype, eager)
         if failure is not None:
             why = _torch_fails_too(model, batches, mode, dtype, dynamic, eager)

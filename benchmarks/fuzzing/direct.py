@@ -1,4 +1,5 @@
-"""The compiler without Dynamo, several times faster: for long sweeps. Each size of batch gets a graph of its own."""
+"""The compiler without Dynamo, several times faster: for long sweeps. Each size of batch gets a graph of its own, whose
+sizes are numbers or, as under `dynamic=True`, symbols (equal ones the same symbol)."""
 
 from __future__ import annotations
 
@@ -29,11 +30,14 @@ NAMES = ("ids", "lengths", "mask", "times", "targets", "negatives", "features", 
 class Direct:
     """Called like the model; one graph for each tuple of shapes.
 
-    `passes`: the pipeline; `hooks` are told of the graph after every pass.
+    `passes`: the pipeline; `hooks` are told of the graph after every pass; `symbolic`: sizes of inputs are.
     """
 
-    def __init__(self, model: nn.Module, passes: str = PASSES, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, symbolic: bool = False, passes: str = PASSES, hooks: Sequence[Hook] = ()
+    ) -> None:
         self.model, self.passes, self.hooks = model, passes, hooks
+        self._input_sizes = DimDynamic.DUCK if symbolic else DimDynamic.STATIC
         self.sessions: list[Session] = []
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -53,7 +57,8 @@ class Direct:
         placeholders = []
         for source, value in zip(sources, [*state.values(), *inputs]):
             node = graph.placeholder("".join(c if c.isalnum() else "_" for c in source))
-            context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.STATIC] * value.dim())
+            kind = DimDynamic.STATIC if len(placeholders) < len(names) else self._input_sizes
+            context = StatelessSymbolicContext(dynamic_sizes=[kind] * value.dim())
             node.meta["example_value"] = mode.from_tensor(
                 value, source=LocalSource(node.name), symbolic_context=context
             )
