@@ -63,7 +63,7 @@ def check_text(text: str, dynamo: bool = True) -> Outcome:
 
 
 def check(
-    model_class: type[nn.Module], batches: list[dict[str, Any]], dynamic: bool | None = True, mode: str = "train",
+    model_class: type[nn.Module], batches: list[dict[str, Any]], dynamic: bool | None = None, mode: str = "train",
     dynamo: bool = True,
 ) -> Outcome:  # fmt: skip
     """Compare all outputs and gradients of the model on every batch with eager execution.

@@ -232,6 +232,8 @@ class Elements:
             return node in self.constants.tensors or is_data(node)
         if node.op != "call_function" or _is_random(node):
             return False
+        if node.target is torch.ops.aten.sym_size.int:  # a size takes no gradient, whatever it is the size of
+            return True
         from gr_compile.analysis.contraction import is_contraction
 
         return not is_contraction(node) and all(self.closed(a) for a in node.all_input_nodes)
