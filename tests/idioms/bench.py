@@ -66,7 +66,7 @@ class Trial:
             session = _compiled(self.fast).session
             session.hooks = [*session.hooks, self._keep]
         else:
-            self.fast = Direct(self.model, "default", [self._keep])
+            self.fast = Direct(self.model, passes="default", hooks=[self._keep])
 
     def _keep(self, event: StageEvent) -> None:
         if event.stage == "final":
