@@ -73,7 +73,8 @@ _EXTRA_POINTWISE = {
     aten.dropout.default, aten.native_dropout.default, aten.zeros_like.default, aten.ones_like.default,
     aten.full_like.default, aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p, aten.bernoulli.default,
     aten.log_sigmoid.default, aten.alpha_dropout.default, aten.relu6.default, aten.selu.default,
-    aten.masked_fill.Tensor, aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf, aten.__and__.Tensor, aten.__and__.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf, aten.__and__.Tensor, aten.__and__.Scalar,
     aten.__or__.Tensor, aten.__or__.Scalar, aten.__xor__.Tensor, aten.__xor__.Scalar,
 }  # fmt: skip
 _NOT_POINTWISE = {aten.fill.Tensor}
