@@ -1,1 +1,1 @@
-"""Room for the lowering to Ascend: AscendC operators printed from score programs. Nothing is lowered there yet."""
+"""The lowering to Ascend. Nothing is lowered yet; functional_model/ runs AscendC kernels on the CPU."""

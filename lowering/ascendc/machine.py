@@ -1,0 +1,50 @@
+"""What is known of an Ascend machine: core counts and capacities, one data file a machine, never constants in code.
+
+The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent / "machines"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An AI processor. Sizes in bytes: one core's buffers, and the L2 cache that all cores share."""
+
+    name: str
+    cube_cores: int
+    vector_cores: int
+    unified_buffer: int
+    l1: int
+    l0a: int
+    l0b: int
+    l0c: int
+    bias_table: int
+    megahertz: int
+    l2: int
+
+
+def machines() -> list[str]:
+    """The names that `machine` knows."""
+    return sorted(x.stem for x in _FOLDER.glob("*.json"))
+
+
+def machine(name: str) -> Machine:
+    """The machine of a name, as `machines` lists them.
+
+    Raises:
+        ValueError: there is no data file of that name, or one that lacks a field.
+    """
+    path = _FOLDER / f"{name}.json"
+    if name not in machines():
+        raise ValueError(f"unknown machine {name!r}; known: {', '.join(machines())}")
+    found = json.loads(path.read_text())
+    lacking = [x.name for x in fields(Machine) if x.name not in found]
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}")
+    return Machine(**found)
