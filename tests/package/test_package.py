@@ -93,10 +93,11 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def sources() -> set[str]:
-    """Every module of the package as it must be in a distribution."""
+    """Every module of the package, and every header and data file, as it must be in a distribution."""
+    kinds = (".py", ".h", ".json")
     found = {name for name in tracked_files() if name.startswith("gr_compile/") and name.endswith(".py")}
     return found | {
-        f"gr_compile/{name}" for name in tracked_files() if name.split("/")[0] in NAMES and name.endswith(".py")
+        f"gr_compile/{name}" for name in tracked_files() if name.split("/")[0] in NAMES and name.endswith(kinds)
     }
 
 

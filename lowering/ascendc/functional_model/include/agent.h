@@ -125,6 +125,7 @@ struct Operation {
   const char* name;
   Epoch epoch;
   bool chained = false;  // a later repeat may read what an earlier one wrote
+  bool paced = false;    // the hardware orders it with earlier instructions of its pipe
   Operation(pipe_t on, const char* what) : agent(core()), pipe(agent.pipes[on]), kind(on), name(what) {
     pipe.issued++;
     if (on == PIPE_S) pipe.known[pipe.line] = pipe.issued;  // the scalar unit is one after the other
@@ -146,7 +147,7 @@ inline void Space::order(const Operation& op, Epoch past, const char* did, const
   if (known[past.line] >= past.index) return;
   int other = past.line % PIPES;
   Agent& owner = *op.agent.crew->agents[past.line / PIPES];
-  if (&owner == &op.agent && (synchronised_by_compiler(op, other) || (in_order && other == op.kind))) {
+  if (&owner == &op.agent && (synchronised_by_compiler(op, other) || (op.paced && other == op.kind))) {
     known[past.line] = past.index;
     return;
   }

@@ -69,6 +69,19 @@ template <class T> void move_out(const Operation& op, Space& to, size_t to_at, S
   }
 }
 
+// One element on its way out.
+template <class T> void put_out(const Operation& op, Space& to, size_t at, T x, bool junk) {
+  if (at + sizeof(T) > to.size) refuse(op.name, " writes ", to.name, " at byte ", at, " of ", to.size, " (out of bounds)");
+  if (op.agent.atomic != Atomic::NONE) {
+    if (junk || to.state[at] != WRITTEN) refuse(op.name, " updates ", to.name, " at byte ", at, junk ? " with junk" : ", which no one wrote");
+    T old;
+    memcpy((void*)&old, to.bytes + at, sizeof(T));
+    x = combined(op.agent.atomic, old, x);
+  }
+  to.write(op, at, sizeof(T), junk, op.agent.atomic != Atomic::NONE);
+  memcpy(to.bytes + at, (const void*)&x, sizeof(T));
+}
+
 template <class T> void need_whole_blocks(const char* name, size_t count) {
   if (count * sizeof(T) % 32) refuse(name, ": ", count, " elements are ", count * sizeof(T), " bytes, no multiple of 32");
 }

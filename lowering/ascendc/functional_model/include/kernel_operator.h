@@ -1,6 +1,7 @@
 // What an AscendC kernel includes: the functional model of the API on a CPU. See docs/ascend.md.
 #pragma once
 #include "cast.h"
+#include "cube.h"
 #include "rearrange.h"
 #include "reduce.h"
 #include "select.h"

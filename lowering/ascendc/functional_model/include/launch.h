@@ -73,11 +73,10 @@ inline void hire(Crew& crew) {
   auto add = [&](int block, int sub, Core kind, int number) {
     auto agent = std::make_unique<Agent>();
     agent->crew = &crew, agent->id = (int)crew.agents.size(), agent->block = block, agent->sub = sub, agent->core = kind, agent->id_in_kind = number;
-    if (kind == Core::VECTOR) agent->ub.allocate("the unified buffer", m.ub, 32);
-    else {
-      agent->l1.allocate("L1", m.l1, 32), agent->l0a.allocate("L0A", m.l0a, 32), agent->l0b.allocate("L0B", m.l0b, 32);
-      agent->l0c.allocate("L0C", m.l0c, 32), agent->bias.allocate("the bias table", m.bias, 32);
-    }
+    bool cube = kind == Core::CUBE;  // of the other kind's buffers a core has none
+    agent->ub.allocate("the unified buffer", cube ? 0 : m.ub, 32);
+    agent->l1.allocate("L1", cube ? m.l1 : 0, 32), agent->bias.allocate("the bias table", cube ? m.bias : 0, 32);
+    agent->l0a.allocate("L0A", cube ? m.l0a : 0, 32), agent->l0b.allocate("L0B", cube ? m.l0b : 0, 32), agent->l0c.allocate("L0C", cube ? m.l0c : 0, 32);
     crew.agents.push_back(std::move(agent));
   };
   for (int block = 0; block < m.blocks; block++) {

@@ -20,7 +20,6 @@ struct Space {
   uint8_t* bytes = nullptr;
   size_t size = 0, slack = 0;  // slack: bytes behind the end that an allocation rounds up to; readable junk
   size_t grain = 1;            // bytes that one record of accesses stands for
-  bool in_order = false;       // instructions of one pipe reach this memory one after the other
   bool constant = false;       // an input: nobody writes there
   int64_t used = 0;            // bytes that a TPipe gave away
   std::vector<uint8_t> state, own;
@@ -49,6 +48,10 @@ struct Space {
       if (state[i] == UNWRITTEN) refuse(op.name, " reads ", name, " at byte ", i, ", which no one wrote");
       junk |= state[i] == JUNK;
     }
+    order_read(op, at, n);
+  }
+  // Without a look at the content.
+  template <class Op> void order_read(const Op& op, size_t at, size_t n) {
     for (size_t c = at / grain; c <= (at + n - 1) / grain; c++) {
       Epoch& last = reads[c];
       if (last.line == op.epoch.line && last.index == op.epoch.index) continue;

@@ -12,6 +12,7 @@ from gr_compile.lowering.ascendc.machine import machine
 KERNELS = Path(__file__).parent / "kernels"
 MACHINE = machine("910b1")
 RULES = (("n", "int64_t"), ("mutant", "int32_t"))
+PRODUCTS = tuple((x, "int32_t") for x in ("m", "n", "k", "k0", "transposed", "mutant"))
 VALUES = (("n", "int64_t"), ("op", "int32_t"), ("scalar", "float"))
 
 
@@ -23,7 +24,7 @@ def program(name: str, tiling: tuple[tuple[str, str], ...] = RULES) -> Program:
 
 def _kernels(text: str) -> list[str]:
     return re.findall(r"__aicore__ void (?!name)(\w+)\(GM_ADDR", text) + re.findall(
-        r"^CAST\((\w+),", text, re.MULTILINE
+        r"^(?:CAST|PRODUCT)\((\w+),", text, re.MULTILINE
     )
 
 

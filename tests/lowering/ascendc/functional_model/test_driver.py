@@ -1,0 +1,70 @@
+"""The driver: errors as exceptions, capacities from the machine that is given, tilings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from programs import MACHINE, mutants, program
+
+from gr_compile.lowering.ascendc.functional_model import (
+    Broken,
+    CompileError,
+    In,
+    Out,
+    Tiling,
+    Workspace,
+    compile_kernels,
+)
+from gr_compile.lowering.ascendc.functional_model.arguments import tiling_bytes, tiling_struct
+
+_SLEEPER = """
+#include "kernel_operator.h"
+extern "C" __global__ __aicore__ void sleeper(GM_ADDR z) { while (true) ((volatile uint8_t*)z)[0] = 1; }
+extern "C" __global__ __aicore__ void thrower(GM_ADDR z) { throw std::runtime_error("of its own"); }
+"""
+
+
+def test_capacities_are_the_machines() -> None:
+    x = torch.zeros(1000)
+    arguments = [
+        In(x),
+        In(x),
+        Out((1000,), torch.float32),
+        Workspace(1024),
+        Tiling({"n": 1000, "mutant": mutants("queues")["NOTHING"]}),
+    ]
+    program("queues").run("add", arguments, replace(MACHINE, unified_buffer=6144))
+    with pytest.raises(Broken, match=r"overflows by 32 bytes \(5120 of 6112 given, 1024 asked\)"):
+        program("queues").run("add", arguments, replace(MACHINE, unified_buffer=6112))
+
+
+def test_what_a_kernel_does_to_itself() -> None:
+    built = compile_kernels(_SLEEPER, ["sleeper", "thrower"])
+    with pytest.raises(Broken, match=r"did not end in 0\.2 s"):
+        built.run("sleeper", [Workspace(32)], MACHINE, timeout=0.2)
+    with pytest.raises(Broken, match=r"of its own"):
+        built.run("thrower", [Workspace(32)], MACHINE)
+    with pytest.raises(Broken, match="takes 1 arguments, 2 were given"):
+        built.run("thrower", [Workspace(32), Workspace(32)], MACHINE)
+    with pytest.raises(Broken, match="no kernel other"):
+        built.run("other", [], MACHINE)
+
+
+def test_a_name_that_is_not_modelled_does_not_compile() -> None:
+    source = '#include "kernel_operator.h"\nextern "C" void kernel(GM_ADDR z) { AscendC::Sort32(z); }'
+    with pytest.raises(CompileError, match="Sort32"):
+        compile_kernels(source, ["kernel"])
+
+
+def test_a_tiling_is_laid_out_as_its_struct() -> None:
+    fields = [("a", "uint8_t"), ("b", "int64_t"), ("c", "float")]
+    assert tiling_struct(fields) == "struct TilingData { uint8_t a; int64_t b; float c; };\n"
+    assert tiling_bytes(fields, {"a": 1, "b": -1, "c": 1.0}) == b"\x01" + bytes(
+        7
+    ) + b"\xff" * 8 + b"\x00\x00\x80\x3f" + bytes(4)
+    with pytest.raises(ValueError, match=r"without a value \['c'\], without a field \['d'\]"):
+        tiling_bytes(fields, {"a": 1, "b": 1, "d": 1})
+    with pytest.raises(ValueError, match="unknown types in a tiling struct: double"):
+        tiling_struct([("a", "double")])
