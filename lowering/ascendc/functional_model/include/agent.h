@@ -128,7 +128,15 @@ struct Operation {
   bool paced = false;    // the hardware orders it with earlier instructions of its pipe
   Operation(pipe_t on, const char* what) : agent(core()), pipe(agent.pipes[on]), kind(on), name(what) {
     pipe.issued++;
-    if (on == PIPE_S) pipe.known[pipe.line] = pipe.issued;  // the scalar unit is one after the other
+    // The scalar unit works one after the other and issues all instructions: what it has waited for is over for every
+    // later one. What it did itself is not: a scalar that it stored may still be on its way.
+    Pipe& scalar = agent.pipes[PIPE_S];
+    if (on == PIPE_S) pipe.known[pipe.line] = pipe.issued;
+    else {
+      uint32_t own = pipe.known[scalar.line];
+      join(pipe.known, scalar.known);
+      pipe.known[scalar.line] = own;
+    }
     epoch = {(uint32_t)pipe.line, pipe.issued};
   }
 };

@@ -25,6 +25,8 @@ struct BinaryRepeatParams {
       : dstBlkStride(dst), src0BlkStride(src0), src1BlkStride(src1), dstRepStride(dst_repeat), src0RepStride(src0_repeat), src1RepStride(src1_repeat) {}
 };
 
+inline uint32_t DivCeil(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
 // Which elements of which repeats take part.
 struct Lanes {
   int width = 0, repeats = 0;  // elements a repeat

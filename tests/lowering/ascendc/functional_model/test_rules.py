@@ -111,6 +111,7 @@ def test_rules_of_queues_and_copies(mutant: str, rule: str) -> None:
         ("WAIT_ALONE", "without a SetFlag before it"),
         ("SET_ALONE", r"SetFlag<MTE2_V>\(3\) without a WaitFlag"),
         ("NO_BARRIER", r"Add on pipe V (reads|writes) .* pipe V"),
+        ("SCALAR_STORE", r"DataCopy on pipe MTE3 reads .* pipe S wrote"),
         ("NO_SCALAR_FLAG", r"GetValue on pipe S reads .* pipe V wrote"),
         ("COPIES_OVERLAP", r"DataCopy on pipe MTE2 writes .* pipe MTE2 wrote"),
         ("SCALAR_BARRIER", "the scalar unit has no barrier"),
@@ -120,6 +121,18 @@ def test_rules_of_queues_and_copies(mutant: str, rule: str) -> None:
 def test_rules_of_flags(mutant: str, rule: str) -> None:
     with pytest.raises(Broken, match=rule):
         _exp_add(mutant)
+
+
+def _block_sums(mutant: str) -> torch.Tensor:
+    tiling = Tiling({"n": 512, "mutant": mutants("flags")[mutant]})
+    arguments: list[Argument] = [In(X[:512]), Out((8,), torch.float32), tiling]
+    return program("flags").run("block_sums", arguments, MACHINE, auto_sync=False)[0]
+
+
+def test_what_the_scalar_unit_waited_for_is_over_for_all_that_it_issues() -> None:
+    torch.testing.assert_close(_block_sums("NOTHING"), X[:512].view(8, 64).sum(1))
+    with pytest.raises(Broken, match=r"DataCopy on pipe MTE2 writes .* pipe (V read|MTE2 wrote)"):
+        _block_sums("NO_SCALAR_FLAG")
 
 
 @pytest.mark.parametrize("mutant", ["NO_BARRIER"])

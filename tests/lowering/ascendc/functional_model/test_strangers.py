@@ -22,7 +22,11 @@ _CPP = {
     torch.int32: "int32_t",
     torch.int64: "int64_t",
 }
-_TILINGS = {
+_TILINGS: dict[str, tuple[str, ...]] = {
+    "segment_sum_csr": (
+        *("int64_t batchSize", "int64_t remainedSegments", "int64_t baseCoreSegments", "int64_t formerCoreSegments"),
+        *("int64_t segmentNums", "int64_t csrSegLength", "int64_t totalLength", "int64_t maxSegmentLen"),
+    ),
     "asynchronous_complete_cumsum": (
         "int64_t totalLength",
         "int64_t totalBlocks",
@@ -159,3 +163,28 @@ def test_jagged_to_padded_dense(dtype: torch.dtype) -> None:
         for b, length in enumerate(lengths.tolist()):
             expected[b, :length] = values[offsets[b] : offsets[b + 1]]
         assert torch.equal(y, expected)
+
+
+def _segment_sum(dtype: torch.dtype, lengths: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    values = torch.rand(int(offsets[-1]) * batch, generator=torch.Generator().manual_seed(5)).to(dtype)
+    segments, cores = len(lengths), min(3, len(lengths))
+    tiling: dict[str, int | float] = {"batchSize": batch, "remainedSegments": segments % cores, "segmentNums": segments}
+    tiling |= {"baseCoreSegments": segments // cores, "formerCoreSegments": segments // cores + 1}
+    tiling |= {"csrSegLength": segments + 1, "totalLength": len(values), "maxSegmentLen": 4096}
+    arguments = [In(offsets), In(values), Out((segments,), dtype), Workspace(32), Tiling(tiling)]
+    key = {torch.float32: 4, torch.float16: 5, torch.bfloat16: 6}[dtype]
+    (y,) = _program("segment_sum_csr").run("segment_sum_csr", arguments, MACHINE, blocks=cores, tiling_key=key)
+    return y, torch.stack([x.double().sum() for x in values.split((lengths * batch).tolist())])
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_segment_sum_csr(dtype: torch.dtype, rtol: float) -> None:
+    y, expected = _segment_sum(dtype, torch.tensor([3, 64, 65, 1, 700, 129, 2]), 3)
+    torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=0)
+
+
+def test_a_sum_over_nothing_is_what_was_there_before() -> None:
+    # The kernel reduces with a mask of 0 elements, which writes nothing, and takes the first element.
+    with pytest.raises(Broken, match=r"GetValue reads the unified buffer .* no one wrote"):
+        _segment_sum(torch.float32, torch.tensor([0, 5]), 1)
