@@ -18,6 +18,7 @@ from pathlib import Path
 from gr_compile.lowering.cpu.build import cache_folder
 
 INCLUDE = Path(__file__).parent / "include"
+_SOURCES = (".h", ".hpp", ".inc", ".cpp", ".asc")  # what a kernel may include from its folder
 _FLAGS = ("-std=c++17", "-O1", "-pthread", "-Wno-unknown-pragmas")
 
 
@@ -32,7 +33,8 @@ def build(text: str, include: Sequence[Path], defines: Mapping[str, str]) -> Pat
         CompileError: it does not compile.
     """
     options = [*(f"-I{x}" for x in include), *(f"-D{name}={value}" for name, value in defines.items())]
-    contents = [path.read_text() for folder in include for path in sorted(folder.glob("*.h"))]
+    beside = (path for folder in include for path in sorted(folder.rglob("*")) if path.suffix in _SOURCES)
+    contents = [path.read_text() for path in beside]
     key = _digest(_model(), text, *options, *contents)
     program = _folder() / f"{key}.program"
     if not program.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,19 @@ def test_a_name_that_is_not_modelled_does_not_compile() -> None:
     source = '#include "kernel_operator.h"\nextern "C" void kernel(GM_ADDR z) { AscendC::Sort32(z); }'
     with pytest.raises(CompileError, match="Sort32"):
         compile_kernels(source, ["kernel"])
+
+
+def test_a_kernel_that_changed_is_compiled_again(tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cpp"
+    for value in (1, 2):
+        (tmp_path / "value.h").write_text(f"constexpr int32_t VALUE = {value};")
+        source.write_text(
+            '#include "kernel_operator.h"\n#include "value.h"\n'
+            'extern "C" __global__ __aicore__ void kernel(GM_ADDR z) {\n'
+            "  AscendC::GlobalTensor<int32_t> gz; gz.SetGlobalBuffer((__gm__ int32_t*)z, 1); gz(0) = VALUE; }\n"
+        )
+        (z,) = compile_kernels(source, ["kernel"]).run("kernel", [Out((1,), torch.int32)], MACHINE)
+        assert z.item() == value
 
 
 def test_a_tiling_is_laid_out_as_its_struct() -> None:
