@@ -89,13 +89,13 @@ template <class T> void need_whole_blocks(const char* name, size_t count) {
 // ------------------------------------------------------------------------------------------------ aligned
 template <class T> void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params) {
   Operation op(PIPE_MTE2, "DataCopy");
-  Space& to = dst.aligned("DataCopy").memory("DataCopy");
+  Space &to = dst.aligned("DataCopy").memory("DataCopy"), &source = src.memory("DataCopy");
   need_buffer(op, to);
   size_t block = params.blockLen * 32;
   if (params.blockCount < 1 || params.blockCount > 4095) refuse("DataCopy: blockCount ", params.blockCount, " is not in 1 to 4095");
   for (size_t i = 0; i < params.blockCount && block; i++) {
     size_t from = i * (block + params.srcStride * 32) / sizeof(T), n = block / sizeof(T);
-    move(op, to, dst.place(i * (block + params.dstStride * 32), block, "DataCopy"), src.memory("DataCopy"), src.place(from, n, "DataCopy", src.space->slack), block);
+    move(op, to, dst.place(i * (block + params.dstStride * 32), block, "DataCopy"), source, src.place(from, n, "DataCopy", source.slack), block);
   }
 }
 template <class T> void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params) {
@@ -149,9 +149,9 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const Da
   size_t row = (left + n + right + 31) / 32 * 32;
   for (size_t i = 0; i < params.blockCount && n; i++) {
     size_t p = dst.place(i * (row + (size_t)params.dstStride * 32), row, "DataCopyPad");
-    size_t from = src.memory("DataCopyPad").size + src.space->slack;
+    size_t end = src.memory("DataCopyPad").size + src.space->slack;
     size_t start = src.base + i * (n + (size_t)params.srcStride);
-    if (i * (n + (size_t)params.srcStride) + n > src.length * sizeof(T) || start + n > from)
+    if (i * (n + (size_t)params.srcStride) + n > src.length * sizeof(T) || start + n > end)
       refuse("DataCopyPad: block ", i, " of ", n, " bytes is not inside the GlobalTensor of ", src.length, " elements (out of bounds)");
     to.write(op, p, row, true);
     if (pad.isPad && (left || right)) {

@@ -21,12 +21,13 @@ struct Route { pipe_t from, to; };
 inline Route route_of(TPosition source, TPosition target) {
   using P = TPosition;
   if (source == P::VECIN && target == P::VECOUT) return {PIPE_MTE2, PIPE_MTE3};
-  if (source == P::VECIN || (source == P::GM && target == P::VECIN)) return {PIPE_MTE2, PIPE_V};
-  if (source == P::VECOUT || source == P::VECCALC) return {PIPE_V, PIPE_MTE3};
-  if (source == P::A1 || source == P::B1 || source == P::C1 || source == P::TSCM) return {PIPE_MTE2, PIPE_MTE1};
-  if (source == P::A2 || source == P::B2 || source == P::C2) return {PIPE_MTE1, PIPE_M};
-  if (source == P::CO1) return {PIPE_M, PIPE_FIX};
-  refuse("a queue between these TPositions is not modelled");
+  switch (source == P::GM ? target : source) {
+    case P::VECIN: return {PIPE_MTE2, PIPE_V};
+    case P::VECOUT: case P::VECCALC: return {PIPE_V, PIPE_MTE3};
+    case P::A2: case P::B2: case P::C2: return {PIPE_MTE1, PIPE_M};
+    case P::CO1: return {PIPE_M, PIPE_FIX};
+    default: return {PIPE_MTE2, PIPE_MTE1};  // L1
+  }
 }
 
 class TPipe;
@@ -92,7 +93,6 @@ template <TPosition source, TPosition target, int32_t depth, int32_t mask = 0> c
   }
   void free_piece(Piece& piece) {
     if (piece.where == Piece::QUEUED) refuse("FreeTensor: the tensor is still in the queue (a missing DeQue)");
-    if (piece.where == Piece::FREE) refuse("FreeTensor: the tensor is free already");
     piece.freed = core().pipes[route().to].ended();
     piece.where = Piece::FREE;
     piece.life++;

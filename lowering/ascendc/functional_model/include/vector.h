@@ -93,7 +93,7 @@ template <class T> Operand<T> in_a_row(const LocalTensor<T>& tensor, int width) 
 
 template <class D> void need_vector(const Operation& op, const LocalTensor<D>& tensor, size_t unit = 32) {
   need_core(op, Core::VECTOR);
-  if (&tensor.aligned(op.name, unit).memory(op.name) != &op.agent.ub) refuse(op.name, ": an operand lies in ", tensor.memory(op.name).name, ", not in the unified buffer");
+  tensor.aligned(op.name, unit);
 }
 // dst[lane] = f(src[lane]...) in the lanes that take part.
 template <class D, class F, class... S>
