@@ -35,7 +35,7 @@ def build(text: str, include: Sequence[Path], defines: Mapping[str, str]) -> Pat
     options = [*(f"-I{x}" for x in include), *(f"-D{name}={value}" for name, value in defines.items())]
     beside = (path for folder in include for path in sorted(folder.rglob("*")) if path.suffix in _SOURCES)
     contents = [path.read_text() for path in beside]
-    key = _digest(_model(), text, *options, *contents)
+    key = _digest(_model(_compiler()), text, *options, *contents)
     program = _folder() / f"{key}.program"
     if not program.exists():
         with tempfile.TemporaryDirectory(dir=_folder()) as work:
@@ -51,8 +51,11 @@ def _digest(*parts: str) -> str:
 
 
 def _folder() -> Path:
-    folder = cache_folder().parent / "functional_model"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = cache_folder().parent / "functional_model"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompileError(f"no folder for programs: {error}. Name one by GR_COMPILE_CACHE.") from error
     return folder
 
 
@@ -64,15 +67,15 @@ def _compiler() -> str:
     return found
 
 
-@lru_cache(maxsize=1)
-def _model() -> str:
+@lru_cache
+def _model(compiler: str) -> str:
     """What every program depends on: the compiler, its flags, the model's headers."""
-    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False).stdout
-    return _digest(version, *_FLAGS, str(INCLUDE), *(path.read_text() for path in sorted(INCLUDE.glob("*.h"))))
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return _digest(compiler, version, *_FLAGS, str(INCLUDE), *(path.read_text() for path in sorted(INCLUDE.glob("*.h"))))
 
 
 def _precompiled() -> Path:
-    header = _folder() / f"{_model()}.h"
+    header = _folder() / f"{_model(_compiler())}.h"
     compiled = header.with_suffix(".h.gch")
     if not compiled.exists():
         with tempfile.TemporaryDirectory(dir=_folder()) as work:

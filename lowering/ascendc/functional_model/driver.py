@@ -25,7 +25,7 @@ from gr_compile.lowering.ascendc.functional_model.arguments import (
     tensor_of,
     tiling_struct,
 )
-from gr_compile.lowering.ascendc.functional_model.build import build
+from gr_compile.lowering.ascendc.functional_model.build import CompileError, build
 from gr_compile.lowering.ascendc.machine import Machine
 
 Cores = Literal["vector", "cube", "mix"]
@@ -99,6 +99,7 @@ class Program:
 
         Raises:
             Broken: the kernel broke a rule.
+            CompileError: the program cannot be started from its folder.
             ValueError: the tiling's values do not fit its fields.
         """
         with tempfile.TemporaryDirectory(prefix="gr_compile-") as folder:
@@ -129,6 +130,10 @@ def _start(command: Sequence[str], timeout: float, verdict: Path) -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
         raise Broken(f"the kernel did not end in {timeout:g} s") from error
+    except OSError as error:
+        raise CompileError(
+            f"{command[0]} cannot be started: {error}. Name another folder by GR_COMPILE_CACHE."
+        ) from error
     said = verdict.read_text() if verdict.exists() else ""
     if ended.returncode < 0:
         name = signal.Signals(-ended.returncode).name

@@ -160,8 +160,8 @@ inline void Space::order(const Operation& op, Epoch past, const char* did, const
     return;
   }
   if (&owner == &op.agent)
-    refuse(op.name, " on pipe ", pipe_name(op.kind), " ", does, " ", name, " at byte ", at, ", which pipe ", pipe_name(other), " ", did,
-           " before; no flag, queue or barrier orders the two (hazard)");
+    refuse(op.name, " on pipe ", pipe_name(op.kind), " ", does, " ", name, " at byte ", at, ", which pipe ", pipe_name(other), " ",
+           did, " before; no flag, queue or barrier orders the two (hazard)");
   refuse(op.name, " on pipe ", pipe_name(op.kind), " ", does, " ", name, " at byte ", at, ", which ", owner.name(), " ", did,
          " on pipe ", pipe_name(other), "; no flag between the cores orders the two (hazard)");
 }

@@ -99,7 +99,8 @@ template <class T, bool isSetMask = true, class Mask>
 void Duplicate(const LocalTensor<T>& dst, Scalar_<T> value, Mask mask, int64_t repeats, uint16_t block, uint8_t repeat) {
   Operation op(PIPE_V, "Duplicate");
   types<T, int16_t, uint16_t, half, bfloat16_t, int32_t, uint32_t, float>(op.name);
-  each(op, lanes_of_mask(op.name, width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, block, repeat}, [value]() { return value; });
+  each(op, lanes_of_mask(op.name, width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, block, repeat},
+       [value]() { return value; });
 }
 // first, first + 1, ...
 template <class T> void CreateVecIndex(LocalTensor<T> dst, const T& first, uint32_t count) {

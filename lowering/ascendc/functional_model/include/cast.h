@@ -14,7 +14,8 @@ template <class D, class S> constexpr int cast_modes() {
   if (is(i32(), i16()) || is(i32(), i64()) || is(i64(), i32())) return NONE;
   if (is(i16(), half()) || is(half(), i8()) || is(half(), u8()) || is(i32(), float())) return ROUNDINGS | NONE;
   if (is(float(), half())) return ROUNDINGS | ODD | NONE;
-  if (is(half(), i16()) || is(half(), i32()) || is(bfloat16_t(), i32()) || is(float(), i16()) || is(float(), bfloat16_t())) return ROUNDINGS;
+  if (is(half(), i16()) || is(half(), i32()) || is(bfloat16_t(), i32()) || is(float(), i16()) || is(float(), bfloat16_t()))
+    return ROUNDINGS;
   if (is(float(), i32()) || is(float(), float()) || is(float(), i64()) || is(i64(), float())) return ROUNDINGS;
   return 0;
 }
@@ -54,7 +55,8 @@ template <class D, class S> D cast_of(S x, RoundMode mode) {
 template <class D, class S> void cast_in(const Lanes& lanes, const Operand<D>& dst, const Operand<S>& src, RoundMode mode) {
   Operation op(PIPE_V, "Cast");
   if (!cast_modes<D, S>()) refuse("Cast: from ", type_name<S>(), " to ", type_name<D>(), " is not supported");
-  if (!(cast_modes<D, S>() >> (int)mode & 1)) refuse("Cast: from ", type_name<S>(), " to ", type_name<D>(), " has no rounding mode ", (int)mode);
+  if (!(cast_modes<D, S>() >> (int)mode & 1))
+    refuse("Cast: from ", type_name<S>(), " to ", type_name<D>(), " has no rounding mode ", (int)mode);
   each(op, lanes, dst, [mode](S x) { return cast_of<D, S>(x, mode); }, src);
 }
 template <class D, class S, bool isSetMask = true>
@@ -63,7 +65,8 @@ void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, const RoundMode&
   cast_in(lanes_of_count("Cast", w, isSetMask, count), in_a_row(dst, w), in_a_row(src, w), mode);
 }
 template <class D, class S, bool isSetMask = true, class Mask>
-void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, const RoundMode& mode, Mask mask, int64_t repeats, const UnaryRepeatParams& p) {
+void Cast(const LocalTensor<D>& dst, const LocalTensor<S>& src, const RoundMode& mode, Mask mask, int64_t repeats,
+          const UnaryRepeatParams& p) {
   cast_in(lanes_of_mask("Cast", width_of<D, S>(), isSetMask, mask, repeats), Operand<D>{dst, p.dstBlkStride, p.dstRepStride},
           Operand<S>{src, p.srcBlkStride, p.srcRepStride}, mode);
 }

@@ -13,11 +13,13 @@ struct FixpipeConfig { CO2Layout format; };
 constexpr FixpipeConfig CFG_NZ = {CO2Layout::NZ}, CFG_ROW_MAJOR = {CO2Layout::ROW_MAJOR}, CFG_COLUMN_MAJOR = {CO2Layout::COLUMN_MAJOR};
 
 struct Nd2NzParams {
-  uint16_t ndNum = 0, nValue = 0, dValue = 0, srcNdMatrixStride = 0, srcDValue = 0, dstNzC0Stride = 0, dstNzNStride = 0, dstNzMatrixStride = 0;
+  uint16_t ndNum = 0, nValue = 0, dValue = 0, srcNdMatrixStride = 0, srcDValue = 0, dstNzC0Stride = 0, dstNzNStride = 0,
+           dstNzMatrixStride = 0;
   Nd2NzParams() = default;
-  Nd2NzParams(uint16_t matrices, uint16_t rows, uint16_t columns, uint16_t source_step, uint16_t source_row, uint16_t column_step, uint16_t row_step, uint16_t target_step)
-      : ndNum(matrices), nValue(rows), dValue(columns), srcNdMatrixStride(source_step), srcDValue(source_row), dstNzC0Stride(column_step),
-        dstNzNStride(row_step), dstNzMatrixStride(target_step) {}
+  Nd2NzParams(uint16_t matrices, uint16_t rows, uint16_t columns, uint16_t source_step, uint16_t source_row, uint16_t column_step,
+              uint16_t row_step, uint16_t target_step)
+      : ndNum(matrices), nValue(rows), dValue(columns), srcNdMatrixStride(source_step), srcDValue(source_row),
+        dstNzC0Stride(column_step), dstNzNStride(row_step), dstNzMatrixStride(target_step) {}
 };
 struct LoadData2DParams {
   uint16_t startIndex = 0, dstGap = 0, srcStride = 0;
@@ -36,7 +38,8 @@ struct MmadParams {
   bool kDirectionAlign = false, cmatrixSource = false, cmatrixInitVal = true;
   MmadParams() = default;
   MmadParams(uint16_t rows, uint16_t columns, uint16_t inner, bool bias, int32_t offset, bool sparse, bool winograd_a, bool winograd_b)
-      : m(rows), n(columns), k(inner), isBias(bias), fmOffset(offset), enSsparse(sparse), enWinogradA(winograd_a), enWinogradB(winograd_b) {}
+      : m(rows), n(columns), k(inner), isBias(bias), fmOffset(offset), enSsparse(sparse), enWinogradA(winograd_a),
+        enWinogradB(winograd_b) {}
   MmadParams(uint16_t rows, uint16_t columns, uint16_t inner, uint8_t unit_flag, bool source, bool initial)
       : m(rows), n(columns), k(inner), unitFlag(unit_flag), cmatrixSource(source), cmatrixInitVal(initial) {}
 };
@@ -50,7 +53,8 @@ struct FixpipeParamsV220 {
   uint8_t unitFlag = 0;
   bool isChannelSplit = false;
   FixpipeParamsV220() = default;
-  FixpipeParamsV220(uint16_t columns, uint16_t rows, uint16_t from, uint32_t to, bool relu) : nSize(columns), mSize(rows), srcStride(from), dstStride(to), reluEn(relu) {}
+  FixpipeParamsV220(uint16_t columns, uint16_t rows, uint16_t from, uint32_t to, bool relu)
+      : nSize(columns), mSize(rows), srcStride(from), dstStride(to), reluEn(relu) {}
 };
 
 inline void need_memory(const Operation& op, const Space& space, const Space& wanted, const char* what) {
@@ -63,14 +67,16 @@ template <class T> void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T
   Operation op(PIPE_MTE2, "DataCopy(Nd2Nz)");
   Space &to = dst.aligned(op.name).memory(op.name), &from = src.memory(op.name);
   need_memory(op, to, op.agent.l1, "the result");
-  if (p.ndNum > 4095 || p.nValue > 16384 || p.dstNzC0Stride < 1 || p.dstNzC0Stride > 16384 || p.dstNzNStride < 1 || p.dstNzNStride > 16384 || p.srcDValue < 1)
+  if (p.ndNum > 4095 || p.nValue > 16384 || p.dstNzC0Stride < 1 || p.dstNzC0Stride > 16384 || p.dstNzNStride < 1 ||
+      p.dstNzNStride > 16384 || p.srcDValue < 1)
     refuse(op.name, ": a parameter is out of its range");
   size_t c0 = 32 / sizeof(T);
   for (size_t matrix = 0; matrix < p.ndNum; matrix++)
     for (size_t row = 0; row < p.nValue; row++)
       for (size_t column = 0; column < p.dValue; column += c0) {
         size_t n = std::min<size_t>(c0, p.dValue - column) * sizeof(T);
-        size_t at = dst.place(matrix * p.dstNzMatrixStride * sizeof(T) + (column / c0 * p.dstNzC0Stride + row * p.dstNzNStride) * 32, 32, op.name);
+        size_t at = dst.place(matrix * p.dstNzMatrixStride * sizeof(T) + (column / c0 * p.dstNzC0Stride + row * p.dstNzNStride) * 32,
+                              32, op.name);
         move(op, to, at, from, src.place(matrix * p.srcNdMatrixStride + row * p.srcDValue + column, n / sizeof(T), op.name), n);
         if (n == 32) continue;
         to.write(op, at + n, 32 - n, false);
@@ -87,7 +93,8 @@ template <class T> void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>
   if (p.ifTranspose && sizeof(T) != 2) refuse("LoadData: only 16-bit types are transposed, not ", type_name<T>());
   if (p.addrMode) refuse("LoadData: addrMode 1 is not supported from L1");
   for (size_t r = 0; r < p.repeatTimes; r++) {
-    size_t source = src.place((p.startIndex + r * p.srcStride) * 512, 512, op.name), target = dst.place(r * (1 + p.dstGap) * 512, 512, op.name);
+    size_t source = src.place((p.startIndex + r * p.srcStride) * 512, 512, op.name),
+           target = dst.place(r * (1 + p.dstGap) * 512, 512, op.name);
     if (std::all_of(from.state.begin() + source, from.state.begin() + source + 512, [](uint8_t s) { return s == UNWRITTEN; }))
       refuse("LoadData reads a fractal of L1 at byte ", source, ", which no one wrote");
     from.order_read(op, source, 512);
@@ -109,9 +116,9 @@ template <class A, class B, class C> constexpr bool multiplies() {
 }
 inline size_t fractals(size_t n, size_t side) { return (n + side - 1) / side; }
 
-// C[m, n] (+)= A[m, k] B[k, n]; junk at the edges of fractals, behind m, n and k, is not looked at.
-template <class C, class A, class B> void Mmad(const LocalTensor<C>& dst, const LocalTensor<A>& left, const LocalTensor<B>& right, const MmadParams& p) {
-  Operation op(PIPE_M, "Mmad");
+template <class C, class A, class B>
+void need_product(const Operation& op, const LocalTensor<C>& dst, const LocalTensor<A>& left, const LocalTensor<B>& right,
+                  const MmadParams& p) {
   if (!multiplies<A, B, C>()) refuse("Mmad: ", type_name<A>(), " times ", type_name<B>(), " into ", type_name<C>(), " is not supported");
   need_memory(op, dst.aligned(op.name, 1024).memory(op.name), op.agent.l0c, "the result");
   need_memory(op, left.aligned(op.name, 512).memory(op.name), op.agent.l0a, "the left matrix");
@@ -119,33 +126,44 @@ template <class C, class A, class B> void Mmad(const LocalTensor<C>& dst, const 
   if (p.m > 4095 || p.n > 4095 || p.k > 4095) refuse("Mmad: a size above 4095");
   if (p.m == 1) refuse("Mmad: m = 1 switches to matrix times vector, whose left matrix is not in fractals; it is not modelled");
   if (p.unitFlag || p.cmatrixSource) refuse("Mmad: unitFlag and the bias table are not modelled");
+}
+// The elements of an operand, its inner index last: rows of the left matrix, columns of the right one.
+template <class Sum, class T, class Fractal>
+std::vector<Sum> operand(const Operation& op, const LocalTensor<T>& from, size_t n, size_t inner, bool& junk, Fractal fractal) {
+  size_t c0 = 32 / sizeof(T);
+  std::vector<Sum> all(n * inner);
+  for (size_t i = 0; i < n; i++)
+    for (size_t k = 0; k < inner; k++)
+      all[i * inner + k] = (Sum)from.load(op, fractal(i / 16, k / c0) * 512 + (i % 16 * c0 + k % c0) * sizeof(T), junk);
+  return all;
+}
+
+// C[m, n] (+)= A[m, k] B[k, n]; junk at the edges of fractals, behind m, n and k, is not looked at.
+template <class C, class A, class B>
+void Mmad(const LocalTensor<C>& dst, const LocalTensor<A>& left, const LocalTensor<B>& right, const MmadParams& p) {
+  Operation op(PIPE_M, "Mmad");
+  need_product(op, dst, left, right, p);
   op.paced = (p.m / 16) * (p.n / 16) >= 10;  // smaller products need PipeBarrier<PIPE_M> between them
-  using Sum = std::conditional_t<std::is_same_v<C, int32_t>, int32_t, float>;
-  size_t c0 = 32 / sizeof(A), inner = fractals(p.k, c0), columns = fractals(p.n, 16), rows = fractals(p.m, 16);
-  std::vector<Sum> a((size_t)p.m * p.k), b((size_t)p.k * p.n);
-  bool accumulates = p.isBias || !p.cmatrixInitVal, dirty = false;
-  for (size_t i = 0; i < p.m; i++)
-    for (size_t k = 0; k < p.k; k++)
-      a[i * p.k + k] = (Sum)left.load(op, (i / 16 * inner + k / c0) * 512 + (i % 16 * c0 + k % c0) * sizeof(A), dirty);
-  for (size_t k = 0; k < p.k; k++)
-    for (size_t j = 0; j < p.n; j++)
-      b[k * p.n + j] = (Sum)right.load(op, (k / c0 * columns + j / 16) * 512 + (j % 16 * c0 + k % c0) * sizeof(B), dirty);
-  if (dirty) refuse("Mmad multiplies junk inside m = ", p.m, ", n = ", p.n, ", k = ", p.k);
-  std::vector<Sum> sums(p.n);
-  std::vector<C> results(rows * columns * 256);
-  auto place = [rows](size_t i, size_t j) { return (j / 16 * rows + i / 16) * 256 + i % 16 * 16 + j % 16; };
-  for (size_t i = 0; i < p.m; i++) {
-    for (size_t j = 0; j < p.n; j++) sums[j] = accumulates ? (Sum)dst.load(op, place(i, j) * sizeof(C), dirty) : Sum(0);
-    for (size_t k = 0; k < p.k; k++)
-      for (size_t j = 0; j < p.n; j++) sums[j] += a[i * p.k + k] * b[k * p.n + j];
-    for (size_t j = 0; j < p.n; j++) results[place(i, j)] = (C)sums[j];
-  }
-  if (dirty) refuse("Mmad adds to junk");
   if (!p.m || !p.n || !p.k) return;
-  Space& to = dst.memory(op.name);
-  to.write(op, dst.place(0, results.size() * sizeof(C), op.name), results.size() * sizeof(C), true);
+  using Sum = std::conditional_t<std::is_same_v<C, int32_t>, int32_t, float>;
+  size_t deep = fractals(p.k, 32 / sizeof(A)), wide = fractals(p.n, 16), high = fractals(p.m, 16);
+  bool junk = false, added = false;
+  std::vector<Sum> a = operand<Sum>(op, left, p.m, p.k, junk, [deep](size_t i, size_t k) { return i * deep + k; });
+  std::vector<Sum> b = operand<Sum>(op, right, p.n, p.k, junk, [wide](size_t j, size_t k) { return k * wide + j; });
+  if (junk) refuse("Mmad multiplies junk inside m = ", p.m, ", n = ", p.n, ", k = ", p.k);
+  std::vector<C> results((size_t)p.m * p.n);
+  auto place = [high](size_t i, size_t j) { return ((j / 16 * high + i / 16) * 256 + i % 16 * 16 + j % 16) * sizeof(C); };
   for (size_t i = 0; i < p.m; i++)
-    for (size_t j = 0; j < p.n; j++) dst.store(op, place(i, j) * sizeof(C), results[place(i, j)], false);
+    for (size_t j = 0; j < p.n; j++) {
+      Sum sum = p.isBias || !p.cmatrixInitVal ? (Sum)dst.load(op, place(i, j), added) : Sum(0);
+      for (size_t k = 0; k < p.k; k++) sum += a[i * p.k + k] * b[j * p.k + k];
+      results[i * p.n + j] = (C)sum;
+    }
+  if (added) refuse("Mmad adds to junk");
+  size_t bytes = high * wide * 256 * sizeof(C);
+  dst.memory(op.name).write(op, dst.place(0, bytes, op.name), bytes, true);
+  for (size_t i = 0; i < p.m; i++)
+    for (size_t j = 0; j < p.n; j++) dst.store(op, place(i, j), results[i * p.n + j], false);
 }
 
 template <class T, class U> T fixed(U x, bool relu) {
@@ -160,7 +178,8 @@ void Fixpipe(const GlobalTensor<T>& dst, const LocalTensor<U>& src, const Fixpip
   Operation op(PIPE_FIX, "Fixpipe");
   need_memory(op, src.aligned(op.name, 64).memory(op.name), op.agent.l0c, "the source");
   QuantMode_t wanted = std::is_same_v<T, half> ? F322F16 : std::is_same_v<T, bfloat16_t> ? F322BF16 : NoQuant;
-  if (!std::is_same_v<T, U> && !(is_short<T> && std::is_same_v<U, float>)) refuse("Fixpipe: from ", type_name<U>(), " to ", type_name<T>(), " is not modelled");
+  if (!std::is_same_v<T, U> && !(is_short<T> && std::is_same_v<U, float>))
+    refuse("Fixpipe: from ", type_name<U>(), " to ", type_name<T>(), " is not modelled");
   if (p.quantPre != wanted) refuse("Fixpipe: quantPre ", (int)p.quantPre, " does not give ", type_name<T>());
   if (p.nSize > 4095) refuse("Fixpipe: nSize ", p.nSize, " is above 4095");
   if (p.mSize > 8192) refuse("Fixpipe: mSize ", p.mSize, " is above 8192");

@@ -25,8 +25,16 @@ struct Job {
   explicit Job(const std::string& in) : folder(in) {
     std::ifstream text(folder + "/job");
     Machine& m = machine;
-    std::map<std::string, int64_t*> numbers = {{"ub", &m.ub}, {"l1", &m.l1}, {"l0a", &m.l0a}, {"l0b", &m.l0b}, {"l0c", &m.l0c}, {"bias", &m.bias},
-      {"cube_cores", &m.cube_cores}, {"vector_cores", &m.vector_cores}, {"blocks", &m.blocks}, {"tiling_key", &m.tiling_key}};
+    std::map<std::string, int64_t*> numbers = {{"ub", &m.ub},
+                                               {"l1", &m.l1},
+                                               {"l0a", &m.l0a},
+                                               {"l0b", &m.l0b},
+                                               {"l0c", &m.l0c},
+                                               {"bias", &m.bias},
+                                               {"cube_cores", &m.cube_cores},
+                                               {"vector_cores", &m.vector_cores},
+                                               {"blocks", &m.blocks},
+                                               {"tiling_key", &m.tiling_key}};
     std::string word;
     while (text >> word) {
       if (word == "kernel") text >> kernel;
@@ -58,13 +66,16 @@ struct Job {
       if (a.role != "out" && a.role != "inout") continue;
       for (size_t b = 0; b < a.bytes; b++) {
         if (a.space->state[b] == UNWRITTEN) refuse(a.space->name, ": byte ", b, " of ", a.bytes, " was never written");
-        if (a.space->state[b] == JUNK) refuse(a.space->name, ": byte ", b, " of ", a.bytes, " holds junk (padding that a copy added, or bytes behind an allocation)");
+        if (a.space->state[b] == JUNK)
+          refuse(a.space->name, ": byte ", b, " of ", a.bytes,
+                 " holds junk (padding that a copy added, or bytes behind an allocation)");
       }
     }
   }
   void store() const {
     for (size_t i = 0; i < arguments.size(); i++)
-      if (arguments[i].role == "out" || arguments[i].role == "inout") std::ofstream(file(i), std::ios::binary).write((const char*)arguments[i].data, arguments[i].bytes);
+      if (arguments[i].role == "out" || arguments[i].role == "inout")
+        std::ofstream(file(i), std::ios::binary).write((const char*)arguments[i].data, arguments[i].bytes);
   }
 };
 
@@ -72,11 +83,13 @@ inline void hire(Crew& crew) {
   const Machine& m = crew.machine;
   auto add = [&](int block, int sub, Core kind, int number) {
     auto agent = std::make_unique<Agent>();
-    agent->crew = &crew, agent->id = (int)crew.agents.size(), agent->block = block, agent->sub = sub, agent->core = kind, agent->id_in_kind = number;
+    agent->crew = &crew, agent->id = (int)crew.agents.size(), agent->block = block, agent->sub = sub, agent->core = kind,
+    agent->id_in_kind = number;
     bool cube = kind == Core::CUBE;  // of the other kind's buffers a core has none
     agent->ub.allocate("the unified buffer", cube ? 0 : m.ub, 32);
     agent->l1.allocate("L1", cube ? m.l1 : 0, 32), agent->bias.allocate("the bias table", cube ? m.bias : 0, 32);
-    agent->l0a.allocate("L0A", cube ? m.l0a : 0, 32), agent->l0b.allocate("L0B", cube ? m.l0b : 0, 32), agent->l0c.allocate("L0C", cube ? m.l0c : 0, 32);
+    agent->l0a.allocate("L0A", cube ? m.l0a : 0, 32), agent->l0b.allocate("L0B", cube ? m.l0b : 0, 32),
+        agent->l0c.allocate("L0C", cube ? m.l0c : 0, 32);
     crew.agents.push_back(std::move(agent));
   };
   for (int block = 0; block < m.blocks; block++) {
@@ -122,7 +135,8 @@ inline void check_flags(const Crew& crew) {
     for (int id = 0; id < 16; id++)
       if (!agent->counters[id].empty()) refuse(agent->name(), ": CrossCoreSetFlag of flag ", id, " without a CrossCoreWaitFlag");
     for (auto& [key, waiting] : agent->raised)
-      if (!waiting.empty()) refuse(agent->name(), ": CrossCoreSetFlag of flag ", key.first, ", mode ", key.second, ", that the others never joined");
+      if (!waiting.empty())
+        refuse(agent->name(), ": CrossCoreSetFlag of flag ", key.first, ", mode ", key.second, ", that the others never joined");
   }
 }
 
@@ -140,7 +154,8 @@ inline int model_run(int count, char** words, const std::map<std::string, Entry>
     std::vector<GM_ADDR> arguments;
     for (auto& a : job.arguments) arguments.push_back(a.data);
     std::vector<std::thread> threads;
-    for (auto& agent : crew.agents) threads.emplace_back([&crew, &agent, &found, &arguments] { work(crew, *agent, found->second, arguments); });
+    for (auto& agent : crew.agents)
+      threads.emplace_back([&crew, &agent, &found, &arguments] { work(crew, *agent, found->second, arguments); });
     for (auto& thread : threads) thread.join();
     if (!crew.failure.empty()) refuse(crew.failure);
     check_flags(crew);

@@ -110,7 +110,8 @@ template <TPosition position = TPosition::LCM> class TBuf {
   template <class T> LocalTensor<T> GetWithOffset(uint32_t n, uint32_t offset) const {
     Piece& of = piece_or_refuse();
     if (offset % 32) refuse("GetWithOffset: offset ", offset, " is not aligned to 32 bytes");
-    if (offset + (size_t)n * sizeof(T) > of.bytes) refuse("TBuf: ", n, " elements from byte ", offset, " do not fit its ", of.bytes, " bytes");
+    if (offset + (size_t)n * sizeof(T) > of.bytes)
+      refuse("TBuf: ", n, " elements from byte ", offset, " do not fit its ", of.bytes, " bytes");
     LocalTensor<T> tensor;
     tensor.piece = &of, tensor.from = offset, tensor.length = n, tensor.life = of.life, tensor.position = position;
     return tensor;
@@ -177,7 +178,8 @@ class TPipe {
     size_t n = ((size_t)bytes + 31) / 32 * 32;
     if (++core().buffers > 64) refuse("InitBuffer: more than 64 buffers in one kernel");
     if (space.used + (int64_t)n > (int64_t)space.size)
-      refuse("InitBuffer: ", space.name, " overflows by ", space.used + n - space.size, " bytes (", space.used, " of ", space.size, " given, ", n, " asked)");
+      refuse("InitBuffer: ", space.name, " overflows by ", space.used + n - space.size, " bytes (", space.used, " of ", space.size,
+             " given, ", n, " asked)");
     piece->space = &space, piece->at = space.used, piece->bytes = n;
     piece->freed = Clock(core().pipes[0].known.size(), 0);
     space.used += n;

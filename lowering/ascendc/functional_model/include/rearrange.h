@@ -6,7 +6,8 @@ namespace AscendC {
 struct CopyRepeatParams {
   uint16_t dstStride = 1, srcStride = 1, dstRepeatSize = 8, srcRepeatSize = 8;
   CopyRepeatParams() = default;
-  CopyRepeatParams(uint16_t dst, uint16_t src, uint16_t dst_repeat, uint16_t src_repeat) : dstStride(dst), srcStride(src), dstRepeatSize(dst_repeat), srcRepeatSize(src_repeat) {}
+  CopyRepeatParams(uint16_t dst, uint16_t src, uint16_t dst_repeat, uint16_t src_repeat)
+      : dstStride(dst), srcStride(src), dstRepeatSize(dst_repeat), srcRepeatSize(src_repeat) {}
 };
 template <class T, bool isSetMask = true, class Mask>
 void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, Mask mask, int64_t repeats, const CopyRepeatParams& p) {
@@ -34,12 +35,15 @@ template <class T> void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& sr
     for (int b = 0; b < 8; b++) {
       bool junk = false;
       T x = src.load(op, (size_t)(r * 8 + b) * sizeof(T), junk);
-      for (size_t i = 0; i < 32; i += sizeof(T)) dst.store(op, ((size_t)r * p.dstRepStride + (size_t)b * p.dstBlkStride) * 32 + i, x, junk);
+      for (size_t i = 0; i < 32; i += sizeof(T))
+        dst.store(op, ((size_t)r * p.dstRepStride + (size_t)b * p.dstBlkStride) * 32 + i, x, junk);
     }
 }
 
 // dst[i] = the element of src at byte `base` + offset[i].
-template <class T> void gather_in(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset, uint32_t base) {
+template <class T>
+void gather_in(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset,
+               uint32_t base) {
   Operation op(PIPE_V, "Gather");
   types<T, int16_t, uint16_t, half, bfloat16_t, int32_t, uint32_t, float>(op.name);
   need_vector(op, dst.tensor);
@@ -56,12 +60,14 @@ template <class T> void gather_in(const Lanes& lanes, const Operand<T>& dst, con
       dst.tensor.store(op, dst.at(lanes.width, r, lane), x, junk);
     }
 }
-template <class T> void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset, uint32_t base, uint32_t count) {
+template <class T>
+void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset, uint32_t base, uint32_t count) {
   constexpr int w = width_of<T>();
   gather_in(lanes_of_total(w, count), in_a_row(dst, w), src, offset, base);
 }
 template <class T, class Mask>
-void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset, uint32_t base, Mask mask, int64_t repeats, uint16_t repeat) {
+void Gather(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<uint32_t>& offset, uint32_t base, Mask mask,
+            int64_t repeats, uint16_t repeat) {
   gather_in(lanes_of_mask("Gather", width_of<T>(), true, mask, repeats), Operand<T>{dst, 1, repeat}, src, offset, base);
 }
 

@@ -33,7 +33,8 @@ template <class T> T tree_sum(const Gathered<T>& all, int width, int from) {
 template <class T> int extreme(const Gathered<T>& all, ReduceKind kind) {
   int best = 0;
   for (int i = 1; i < all.n; i++)
-    if (kind == ReduceKind::MAX ? wide(all.values[best]) < wide(all.values[i]) : wide(all.values[i]) < wide(all.values[best])) best = i;
+    if (kind == ReduceKind::MAX ? wide(all.values[best]) < wide(all.values[i]) : wide(all.values[i]) < wide(all.values[best]))
+      best = i;
   return best;
 }
 // An index is kept in the bits of the value's type.
@@ -44,7 +45,8 @@ template <class T> T index_bits(uint32_t i) {
   return x;
 }
 
-template <class T> void whole_sum(const char* name, const LocalTensor<T>& dst, const Operand<T>& src, const Lanes& lanes, int dst_step) {
+template <class T>
+void whole_sum(const char* name, const LocalTensor<T>& dst, const Operand<T>& src, const Lanes& lanes, int dst_step) {
   Operation op(PIPE_V, name);
   types<T, half, float>(name);
   need_vector(op, dst, sizeof(T));
@@ -55,11 +57,14 @@ template <class T> void whole_sum(const char* name, const LocalTensor<T>& dst, c
   }
 }
 template <class T, bool isSetMask = true, class Mask>
-void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, Mask mask, int64_t repeats, int32_t dst_step, int32_t block, int32_t repeat) {
-  whole_sum("WholeReduceSum", dst, Operand<T>{src, block, repeat}, lanes_of_mask("WholeReduceSum", width_of<T>(), isSetMask, mask, repeats), dst_step);
+void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, Mask mask, int64_t repeats, int32_t dst_step, int32_t block,
+                    int32_t repeat) {
+  whole_sum("WholeReduceSum", dst, Operand<T>{src, block, repeat},
+            lanes_of_mask("WholeReduceSum", width_of<T>(), isSetMask, mask, repeats), dst_step);
 }
 template <class T, bool isSetMask = true, class Mask>
-void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int64_t repeats, Mask mask, int32_t dst_step, int32_t block, int32_t repeat) {
+void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int64_t repeats, Mask mask, int32_t dst_step, int32_t block,
+                    int32_t repeat) {
   Operation op(PIPE_V, "BlockReduceSum");
   types<T, half, float>(op.name);
   Lanes lanes = lanes_of_mask(op.name, width_of<T>(), isSetMask, mask, repeats);
@@ -73,7 +78,8 @@ void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, int64_
     }
 }
 template <class T>
-void whole_extreme(const char* name, ReduceKind kind, const LocalTensor<T>& dst, const Operand<T>& src, const Lanes& lanes, int dst_step, ReduceOrder order) {
+void whole_extreme(const char* name, ReduceKind kind, const LocalTensor<T>& dst, const Operand<T>& src, const Lanes& lanes,
+                   int dst_step, ReduceOrder order) {
   Operation op(PIPE_V, name);
   types<T, half, float>(name);
   size_t unit = order == ReduceOrder::ORDER_ONLY_VALUE ? sizeof(T) : order == ReduceOrder::ORDER_ONLY_INDEX ? 4 : 2 * sizeof(T);
@@ -129,7 +135,8 @@ template <class T> void ReduceSum(const LocalTensor<T>& dst, const LocalTensor<T
   if (lanes.repeats) dst.store(op, 0, total, junk);
 }
 template <class T>
-void reduce_extreme(const char* name, ReduceKind kind, const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& work, int32_t count, bool with_index) {
+void reduce_extreme(const char* name, ReduceKind kind, const LocalTensor<T>& dst, const LocalTensor<T>& src,
+                    const LocalTensor<T>& work, int32_t count, bool with_index) {
   Operation op(PIPE_V, name);
   types<T, half, float>(name);
   need_vector(op, dst, with_index ? 2 * sizeof(T) : sizeof(T));
@@ -148,10 +155,14 @@ void reduce_extreme(const char* name, ReduceKind kind, const LocalTensor<T>& dst
   dst.store(op, 0, value, junk);
   if (with_index) dst.store(op, sizeof(T), index_bits<T>(best), junk);
 }
-template <class T> void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& work, int32_t count, bool with_index = false) {
+template <class T>
+void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& work, int32_t count,
+               bool with_index = false) {
   reduce_extreme("ReduceMax", ReduceKind::MAX, dst, src, work, count, with_index);
 }
-template <class T> void ReduceMin(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& work, int32_t count, bool with_index = false) {
+template <class T>
+void ReduceMin(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LocalTensor<T>& work, int32_t count,
+               bool with_index = false) {
   reduce_extreme("ReduceMin", ReduceKind::MIN, dst, src, work, count, with_index);
 }
 }  // namespace AscendC

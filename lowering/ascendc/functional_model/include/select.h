@@ -40,37 +40,46 @@ template <class T> int whole_repeats(const char* name, uint64_t count) {
   if (count * sizeof(T) % 256) refuse(name, ": ", count, " elements are ", count * sizeof(T), " bytes, no multiple of 256");
   return (int)(count / width_of<T>());
 }
-template <class T, class U> void compare_tensors(const LocalTensor<U>& dst, const Operand<T>& x, const Operand<T>& y, CMPMODE mode, int repeats) {
+template <class T, class U>
+void compare_tensors(const LocalTensor<U>& dst, const Operand<T>& x, const Operand<T>& y, CMPMODE mode, int repeats) {
   Operation op(PIPE_V, "Compare");
   need_vector(op, y.tensor);
-  compare_into(op, dst, x, repeats, mode, [&](int w, int r, int lane, bool& junk) { return y.tensor.load(op, y.at(w, r, lane), junk); });
+  compare_into(op, dst, x, repeats, mode,
+               [&](int w, int r, int lane, bool& junk) { return y.tensor.load(op, y.at(w, r, lane), junk); });
 }
-template <class T, class U> void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, CMPMODE mode, uint32_t count) {
+template <class T, class U>
+void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, CMPMODE mode, uint32_t count) {
   constexpr int w = width_of<T>();
   compare_tensors(dst, in_a_row(x, w), in_a_row(y, w), mode, whole_repeats<T>("Compare", count));
 }
 template <class T, class U, bool isSetMask = true, class Mask>
-void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, CMPMODE mode, Mask, int64_t repeats, const BinaryRepeatParams& p) {
-  compare_tensors(dst, Operand<T>{x, p.src0BlkStride, p.src0RepStride}, Operand<T>{y, p.src1BlkStride, p.src1RepStride}, mode, checked_repeats("Compare", repeats));
+void Compare(const LocalTensor<U>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, CMPMODE mode, Mask, int64_t repeats,
+             const BinaryRepeatParams& p) {
+  compare_tensors(dst, Operand<T>{x, p.src0BlkStride, p.src0RepStride}, Operand<T>{y, p.src1BlkStride, p.src1RepStride}, mode,
+                  checked_repeats("Compare", repeats));
 }
 template <class T, class U> void compare_scalar(const LocalTensor<U>& dst, const Operand<T>& x, T y, CMPMODE mode, int repeats) {
   Operation op(PIPE_V, "CompareScalar");
   compare_into(op, dst, x, repeats, mode, [y](int, int, int, bool&) { return y; });
 }
-template <class T, class U> void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, uint32_t count) {
+template <class T, class U>
+void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, uint32_t count) {
   compare_scalar(dst, in_a_row(x, width_of<T>()), y, mode, whole_repeats<T>("CompareScalar", count));
 }
 template <class T, class U, bool isSetMask = true, class Mask>
-void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, Mask, int64_t repeats, const UnaryRepeatParams& p) {
+void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, Mask, int64_t repeats,
+                   const UnaryRepeatParams& p) {
   compare_scalar(dst, Operand<T>{x, p.srcBlkStride, p.srcRepStride}, y, mode, checked_repeats("CompareScalar", repeats));
 }
-template <class T, class U, class... Rest> void Compares(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, const Rest&... rest) {
+template <class T, class U, class... Rest>
+void Compares(const LocalTensor<U>& dst, const LocalTensor<T>& x, const Scalar_<T> y, CMPMODE mode, const Rest&... rest) {
   CompareScalar(dst, x, y, mode, rest...);
 }
 
 // The bit of an element: mode 0 uses the first bits again in every repeat, modes 1 and 2 go on.
 template <class T, class U, class Other>
-void select_into(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>& mask, const Operand<T>& src, SELMODE mode, Other other) {
+void select_into(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>& mask, const Operand<T>& src, SELMODE mode,
+                 Other other) {
   Operation op(PIPE_V, "Select");
   types<T, half, float>(op.name);
   types<U, uint8_t, uint16_t, uint32_t, uint64_t>(op.name);
@@ -99,10 +108,12 @@ void select_into(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>
   }
 }
 template <class T, class U>
-void select_tensor(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>& mask, const Operand<T>& x, const Operand<T>& y, SELMODE mode) {
+void select_tensor(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>& mask, const Operand<T>& x, const Operand<T>& y,
+                   SELMODE mode) {
   if (mode == SELMODE::VSEL_TENSOR_SCALAR_MODE) refuse("Select: mode 1 takes a scalar as its second source");
   y.tensor.aligned("Select");
-  select_into(lanes, dst, mask, x, mode, [&](Operation& op, int r, int lane, bool& junk) { return y.tensor.load(op, y.at(lanes.width, r, lane), junk); });
+  select_into(lanes, dst, mask, x, mode,
+              [&](Operation& op, int r, int lane, bool& junk) { return y.tensor.load(op, y.at(lanes.width, r, lane), junk); });
 }
 template <class T, class U>
 void select_scalar(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<U>& mask, const Operand<T>& x, T y, SELMODE mode) {
@@ -110,23 +121,27 @@ void select_scalar(const Lanes& lanes, const Operand<T>& dst, const LocalTensor<
   select_into(lanes, dst, mask, x, mode, [y](Operation&, int, int, bool&) { return y; });
 }
 template <class T, class U>
-void Select(const LocalTensor<T>& dst, const LocalTensor<U>& mask, const LocalTensor<T>& x, const LocalTensor<T>& y, SELMODE mode, uint32_t count) {
+void Select(const LocalTensor<T>& dst, const LocalTensor<U>& mask, const LocalTensor<T>& x, const LocalTensor<T>& y, SELMODE mode,
+            uint32_t count) {
   constexpr int w = width_of<T>();
   select_tensor(lanes_of_total(w, count), in_a_row(dst, w), mask, in_a_row(x, w), in_a_row(y, w), mode);
 }
 template <class T, class U>
-void Select(const LocalTensor<T>& dst, const LocalTensor<U>& mask, const LocalTensor<T>& x, Scalar_<T> y, SELMODE mode, uint32_t count) {
+void Select(const LocalTensor<T>& dst, const LocalTensor<U>& mask, const LocalTensor<T>& x, Scalar_<T> y, SELMODE mode,
+            uint32_t count) {
   constexpr int w = width_of<T>();
   select_scalar(lanes_of_total(w, count), in_a_row(dst, w), mask, in_a_row(x, w), y, mode);
 }
 template <class T, class U, bool isSetMask = true, class Mask>
-void Select(const LocalTensor<T>& dst, const LocalTensor<U>& bits, const LocalTensor<T>& x, const LocalTensor<T>& y, SELMODE mode, Mask mask, int64_t repeats, const BinaryRepeatParams& p) {
-  select_tensor(lanes_of_mask("Select", width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, p.dstBlkStride, p.dstRepStride}, bits,
-                Operand<T>{x, p.src0BlkStride, p.src0RepStride}, Operand<T>{y, p.src1BlkStride, p.src1RepStride}, mode);
+void Select(const LocalTensor<T>& dst, const LocalTensor<U>& bits, const LocalTensor<T>& x, const LocalTensor<T>& y, SELMODE mode,
+            Mask mask, int64_t repeats, const BinaryRepeatParams& p) {
+  select_tensor(lanes_of_mask("Select", width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, p.dstBlkStride, p.dstRepStride},
+                bits, Operand<T>{x, p.src0BlkStride, p.src0RepStride}, Operand<T>{y, p.src1BlkStride, p.src1RepStride}, mode);
 }
 template <class T, class U, bool isSetMask = true, class Mask>
-void Select(const LocalTensor<T>& dst, const LocalTensor<U>& bits, const LocalTensor<T>& x, Scalar_<T> y, SELMODE mode, Mask mask, int64_t repeats, const BinaryRepeatParams& p) {
-  select_scalar(lanes_of_mask("Select", width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, p.dstBlkStride, p.dstRepStride}, bits,
-                Operand<T>{x, p.src0BlkStride, p.src0RepStride}, y, mode);
+void Select(const LocalTensor<T>& dst, const LocalTensor<U>& bits, const LocalTensor<T>& x, Scalar_<T> y, SELMODE mode, Mask mask,
+            int64_t repeats, const BinaryRepeatParams& p) {
+  select_scalar(lanes_of_mask("Select", width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, p.dstBlkStride, p.dstRepStride},
+                bits, Operand<T>{x, p.src0BlkStride, p.src0RepStride}, y, mode);
 }
 }  // namespace AscendC

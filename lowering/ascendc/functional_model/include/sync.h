@@ -69,7 +69,8 @@ template <pipe_t pipe> void PipeBarrier() { barrier(pipe); }
 inline void need_all_cores(const char* name) {
   const Machine& m = machine();
   int64_t there = m.kind == "vector" ? m.vector_cores : m.cube_cores;
-  if (m.blocks > there) refuse(name, ": ", m.blocks, " blocks on ", there, " cores: the blocks that wait keep the others from starting");
+  if (m.blocks > there)
+    refuse(name, ": ", m.blocks, " blocks on ", there, " cores: the blocks that wait keep the others from starting");
 }
 inline bool takes_part(const Agent& other, int mode) {
   const Agent& me = core();
@@ -86,10 +87,12 @@ inline void raise_flag(int mode, pipe_t pipe, uint16_t id) {
   if (id > 15) refuse("CrossCoreSetFlag: flag ", id, " is not in 0 to 15");
   if (pipe == PIPE_S || pipe == PIPE_ALL) refuse("CrossCoreSetFlag: pipe ", pipe_name(pipe), " is not supported");
   if (mode < 0 || mode > 2) refuse("CrossCoreSetFlag: mode ", mode, " is not supported on Atlas A2 and A3");
-  if (mode != 0 && machine().kind != "mix") refuse("CrossCoreSetFlag: mode ", mode, " needs a kernel with a cube core and vector cores");
+  if (mode != 0 && machine().kind != "mix")
+    refuse("CrossCoreSetFlag: mode ", mode, " needs a kernel with a cube core and vector cores");
   if (mode == 0) need_all_cores("CrossCoreSetFlag");
   for (auto& [key, waiting] : agent.raised)
-    if (key.first == id && key.second != mode && !waiting.empty()) refuse("CrossCoreSetFlag: flag ", id, " is in use by mode ", key.second);
+    if (key.first == id && key.second != mode && !waiting.empty())
+      refuse("CrossCoreSetFlag: flag ", id, " is in use by mode ", key.second);
   agent.raised[{id, mode}].push_back(agent.pipes[pipe].ended());
   Clock all(agent.pipes[0].known.size(), 0);
   for (auto& other : crew.agents)
@@ -103,7 +106,8 @@ inline void raise_flag(int mode, pipe_t pipe, uint16_t id) {
   for (auto& other : crew.agents)
     if (is_told(*other, mode)) {
       other->counters[id].push_back(all);
-      if (other->counters[id].size() > 15) refuse("CrossCoreSetFlag: the counter of flag ", id, " of ", other->name(), " exceeds 15 (too few CrossCoreWaitFlag)");
+      if (other->counters[id].size() > 15)
+        refuse("CrossCoreSetFlag: the counter of flag ", id, " of ", other->name(), " exceeds 15 (too few CrossCoreWaitFlag)");
     }
 }
 inline void await_flag(uint16_t id) {
@@ -150,7 +154,8 @@ void SyncAll(const GlobalTensor<int32_t>& workspace, const LocalTensor<int32_t>&
 }
 
 // The scalar unit's cache is not modelled: scalars reach global memory at once.
-template <class T, CacheLine entire, DcciDst target = DcciDst::CACHELINE_OUT> void DataCacheCleanAndInvalid(const GlobalTensor<T>& tensor) {
+template <class T, CacheLine entire, DcciDst target = DcciDst::CACHELINE_OUT>
+void DataCacheCleanAndInvalid(const GlobalTensor<T>& tensor) {
   tensor.memory("DataCacheCleanAndInvalid");
 }
 template <class T> T* GetDataPtr(const GlobalTensor<T>& tensor) { return tensor.address; }

@@ -35,7 +35,8 @@ template <class T> T get_scalar(Space& space, size_t at, const char* name) {
   Operation op(PIPE_S, name);
   bool junk = false;
   space.read(op, at, sizeof(T), junk);
-  if (junk) refuse(name, " reads junk from ", space.name, " at byte ", at, " (padding that a copy added, or bytes behind an allocation)");
+  if (junk)
+    refuse(name, " reads junk from ", space.name, " at byte ", at, " (padding that a copy added, or bytes behind an allocation)");
   T x;
   memcpy((void*)&x, space.bytes + at, sizeof(T));
   return x;
@@ -89,7 +90,8 @@ template <class T> class GlobalTensor {
   }
   // Byte offset of `n` elements from `i`. `over`: elements behind the declared length that may be read (slack).
   size_t place(uint64_t i, uint64_t n, const char* name, uint64_t over = 0) const {
-    if (i + n > length + over) refuse(name, ": elements ", i, " to ", i + n, " of a GlobalTensor of ", length, " (out of bounds) in ", memory(name).name);
+    if (i + n > length + over)
+      refuse(name, ": elements ", i, " to ", i + n, " of a GlobalTensor of ", length, " (out of bounds) in ", memory(name).name);
     return base + i * sizeof(T);
   }
 };
@@ -102,8 +104,12 @@ template <class T> class LocalTensor {
   uint32_t life = 0;
   TPosition position = TPosition::VECCALC;
 
-  T GetValue(uint32_t i) const { return get_scalar<T>(memory("GetValue"), place((size_t)i * sizeof(T), sizeof(T), "GetValue"), "GetValue"); }
-  void SetValue(uint32_t i, T x) const { set_scalar<T>(memory("SetValue"), place((size_t)i * sizeof(T), sizeof(T), "SetValue"), x, "SetValue"); }
+  T GetValue(uint32_t i) const {
+    return get_scalar<T>(memory("GetValue"), place((size_t)i * sizeof(T), sizeof(T), "GetValue"), "GetValue");
+  }
+  void SetValue(uint32_t i, T x) const {
+    set_scalar<T>(memory("SetValue"), place((size_t)i * sizeof(T), sizeof(T), "SetValue"), x, "SetValue");
+  }
   Scalar<LocalTensor, T> operator()(uint32_t i) const { return {*this, i}; }
   LocalTensor operator[](uint32_t offset) const {
     LocalTensor rest = *this;
@@ -113,7 +119,8 @@ template <class T> class LocalTensor {
   }
   template <class U> LocalTensor<U> ReinterpretCast() const {
     LocalTensor<U> other;
-    other.piece = piece, other.from = from, other.length = length * sizeof(T) / sizeof(U), other.life = life, other.position = position;
+    other.piece = piece, other.from = from, other.length = length * sizeof(T) / sizeof(U), other.life = life,
+    other.position = position;
     return other;
   }
   uint32_t GetSize() const { return (uint32_t)length; }
@@ -133,13 +140,16 @@ template <class T> class LocalTensor {
   }
   // Byte offset in the memory of `n` bytes from byte `i`, inside this tensor.
   size_t place(size_t i, size_t n, const char* name) const {
-    if (i + n > length * sizeof(T)) refuse(name, ": bytes ", i, " to ", i + n, " of a LocalTensor of ", length * sizeof(T), " (out of bounds) in ", memory(name).name);
+    if (i + n > length * sizeof(T))
+      refuse(name, ": bytes ", i, " to ", i + n, " of a LocalTensor of ", length * sizeof(T), " (out of bounds) in ",
+             memory(name).name);
     return piece->at + from + i;
   }
   // Operands start at a multiple of the memory's unit.
   const LocalTensor& aligned(const char* name, size_t unit = 32) const {
     memory(name);
-    if ((piece->at + from) % unit) refuse(name, ": a LocalTensor at byte ", piece->at + from, " of ", piece->space->name, " is not aligned to ", unit, " bytes");
+    if ((piece->at + from) % unit)
+      refuse(name, ": a LocalTensor at byte ", piece->at + from, " of ", piece->space->name, " is not aligned to ", unit, " bytes");
     return *this;
   }
   T load(const Operation& op, size_t at, bool& junk) const {

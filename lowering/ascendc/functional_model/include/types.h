@@ -66,7 +66,8 @@ template <int E> uint16_t narrow(float x, RoundMode mode = RoundMode::CAST_RINT)
   uint64_t kept = rounded(significand, 23 - M + (target < 1 ? 1 - target : 0), sign, mode);
   uint64_t whole = target < 1 ? kept : kept + ((uint64_t)(target - 1) << M);
   if (whole < ((uint64_t)top << M)) return sign | whole;
-  bool inward = mode == RoundMode::CAST_TRUNC || mode == RoundMode::CAST_ODD || mode == (sign ? RoundMode::CAST_CEIL : RoundMode::CAST_FLOOR);
+  bool inward = mode == RoundMode::CAST_TRUNC || mode == RoundMode::CAST_ODD ||
+                mode == (sign ? RoundMode::CAST_CEIL : RoundMode::CAST_FLOOR);
   return sign | ((top << M) - inward);
 }
 template <int E> float widen(uint16_t h) {
@@ -93,7 +94,8 @@ template <class T> constexpr const char* type_name() {
   if constexpr (std::is_same_v<T, half>) return "half";
   else if constexpr (std::is_same_v<T, bfloat16_t>) return "bfloat16_t";
   else if constexpr (std::is_same_v<T, float>) return "float";
-  else if constexpr (std::is_signed_v<T>) return sizeof(T) == 8 ? "int64_t" : sizeof(T) == 4 ? "int32_t" : sizeof(T) == 2 ? "int16_t" : "int8_t";
+  else if constexpr (std::is_signed_v<T>)
+    return sizeof(T) == 8 ? "int64_t" : sizeof(T) == 4 ? "int32_t" : sizeof(T) == 2 ? "int16_t" : "int8_t";
   else return sizeof(T) == 8 ? "uint64_t" : sizeof(T) == 4 ? "uint32_t" : sizeof(T) == 2 ? "uint16_t" : "uint8_t";
 }
 

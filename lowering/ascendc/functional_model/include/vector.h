@@ -22,7 +22,8 @@ struct BinaryRepeatParams {
   bool repeatStrideMode = false, strideSizeMode = false;
   BinaryRepeatParams() = default;
   BinaryRepeatParams(uint8_t dst, uint8_t src0, uint8_t src1, uint8_t dst_repeat, uint8_t src0_repeat, uint8_t src1_repeat)
-      : dstBlkStride(dst), src0BlkStride(src0), src1BlkStride(src1), dstRepStride(dst_repeat), src0RepStride(src0_repeat), src1RepStride(src1_repeat) {}
+      : dstBlkStride(dst), src0BlkStride(src0), src1BlkStride(src1), dstRepStride(dst_repeat), src0RepStride(src0_repeat),
+        src1RepStride(src1_repeat) {}
 };
 
 inline uint32_t DivCeil(uint32_t a, uint32_t b) { return (a + b - 1) / b; }

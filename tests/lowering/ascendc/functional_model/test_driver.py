@@ -14,6 +14,7 @@ from gr_compile.lowering.ascendc.functional_model import (
     CompileError,
     In,
     Out,
+    Program,
     Tiling,
     Workspace,
     compile_kernels,
@@ -70,6 +71,19 @@ def test_a_kernel_that_changed_is_compiled_again(tmp_path: Path) -> None:
         )
         (z,) = compile_kernels(source, ["kernel"]).run("kernel", [Out((1,), torch.int32)], MACHINE)
         assert z.item() == value
+
+
+def test_folders_and_programs_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompileError, match=r"cannot be started"):
+        Program(tmp_path / "file", ()).run("kernel", [], MACHINE)
+    monkeypatch.setenv("GR_COMPILE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CompileError, match=r"Name one by GR_COMPILE_CACHE"):
+        compile_kernels(_SLEEPER, ["sleeper"])
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("GR_COMPILE_CACHE", str(tmp_path))
+    with pytest.raises(CompileError, match=r"there is no C\+\+ compiler no-such-compiler"):
+        compile_kernels(_SLEEPER + "// again", ["sleeper"])
 
 
 def test_a_tiling_is_laid_out_as_its_struct() -> None:
