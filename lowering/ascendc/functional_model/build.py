@@ -71,7 +71,8 @@ def _compiler() -> str:
 def _model(compiler: str) -> str:
     """What every program depends on: the compiler, its flags, the model's headers."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return _digest(compiler, version, *_FLAGS, str(INCLUDE), *(path.read_text() for path in sorted(INCLUDE.glob("*.h"))))
+    headers = (path.read_text() for path in sorted(INCLUDE.glob("*.h")))
+    return _digest(compiler, version, *_FLAGS, str(INCLUDE), *headers)
 
 
 def _precompiled() -> Path:
