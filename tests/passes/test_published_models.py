@@ -167,7 +167,7 @@ SEQUENCE_MODELS: dict[str, Case] = {
     "SSE-PT": Case(published.SSEPT, lambda s: (s.some(below=20), s.ids, s.next, s.other), attentions=1),
     "STOSA": Case(
         published.STOSA, ids_and_next, fires=(PACK,),
-        dense=frozenset({"embedding", "linear", "matmul", "softmax"}),
+        dense=frozenset({"embedding", "layer_norm", "linear", "matmul", "softmax"}),
         misses=(("a score over two products of queries and keys", "weights @ mean_v"),),
     ),
     "FMLP-Rec": Case(
@@ -178,7 +178,7 @@ SEQUENCE_MODELS: dict[str, Case] = {
     "S3-Rec": Case(published.S3Rec, ids_attributes_and_next, attentions=1),
     "TIGER": Case(published.TIGER, lambda s: (s.ids, s.mask.long(), s.some(3)), attentions=3),
     "LinRec": Case(
-        published.LinRec, ids_and_next, fires=(PACK,),
+        published.LinRec, ids_and_next, attentions=1,  # its key-value products: the projection's rows are queries
         dense=frozenset({"embedding", "linear", "matmul"}), misses=((f"aten.matmul.default {EVERY_PLACE}", "context = torch.matmul("),),
     ),
     "causal linear attention": Case(
