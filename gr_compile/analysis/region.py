@@ -374,7 +374,7 @@ def _split_softmax(element: Expr) -> tuple[Expr, Expr | None, bool]:
 
 
 def _relates_pairs(element: Expr) -> bool:
-    """Does the expression relate i and j other than as one table read at (i, j)?"""
+    """Does the expression relate i and j other than as a function, elu or relu, of one table read at (i, j)?"""
     return any(_relates(part) for part in walk(element))
 
 
@@ -390,7 +390,7 @@ def _relates(part: Expr) -> bool:
     both = {"i", "j"}
     if not both <= part.free:
         return False
-    if part.op in ("dot", "ge0", "eq0", "compare"):
+    if part.op in ("dot", "ge0", "eq0"):
         return True
     if part.op == "load":
         return any(both <= place.free for place in part.args[1])

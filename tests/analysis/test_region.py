@@ -173,6 +173,10 @@ def plain_product(m: Any, ids: Tensor, *_: Any) -> Tensor:
     return m.items(ids) @ m.w
 
 
+def product_with_a_computed_table(m: Any, ids: Tensor, *_: Any) -> Tensor:
+    return F.elu(m.items(ids)) @ (F.elu(m.w) + 1)
+
+
 def mixing_features(m: Any, ids: Tensor, *_: Any) -> Tensor:
     x = m.items(ids)
     return torch.softmax(x.mT @ x, -1) @ x.mT
@@ -183,7 +187,7 @@ def fixed_mixing_of_positions(m: Any, ids: Tensor, *_: Any) -> Tensor:
     return torch.einsum("nm,bmd->bnd", m.noise[:n, :n], m.items(ids))
 
 
-@pytest.mark.parametrize("body", [feed_forward, gram, plain_product])
+@pytest.mark.parametrize("body", [feed_forward, gram, plain_product, product_with_a_computed_table])
 def test_no_region(body: Body) -> None:
     _, regions, finder = found(body)
     assert not regions and not finder.misses

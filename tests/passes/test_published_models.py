@@ -167,7 +167,7 @@ SEQUENCE_MODELS: dict[str, Case] = {
     "SSE-PT": Case(published.SSEPT, lambda s: (s.some(below=20), s.ids, s.next, s.other), attentions=1),
     "STOSA": Case(
         published.STOSA, ids_and_next, fires=(PACK,),
-        dense=frozenset({"embedding", "layer_norm", "linear", "matmul", "softmax"}),
+        dense=frozenset({"embedding", "linear", "matmul", "softmax"}),
         misses=(("a score over two products of queries and keys", "weights @ mean_v"),),
     ),
     "FMLP-Rec": Case(
