@@ -1,0 +1,203 @@
+"""One table of the `gr::` operators as Ascend sees them, for projects, bindings, GE and documents.
+
+    gr::unpack(Tensor values, Tensor index, SymInt batch, SymInt length, Scalar fill)
+        -> GrUnpack   inputs values, index, batch, length, fill   outputs y
+
+What the torch schema says is read from it, argument by argument, and not written again:
+
+    Tensor            a required input                  Tensor?           an optional input
+    SymInt, SymInt[]  an input that is int64: a GE attribute is a constant, a size need not be one
+    Scalar            an input of the dtype of another argument, so that any number keeps its value
+    str, bool[]       an attribute                      Tensor[]          a dynamic input for each dtype
+
+A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), and the names of
+outputs. GE gives all elements of a dynamic input one dtype; a list of tensors of several dtypes becomes one dynamic
+input a dtype, and the attribute `<name>_types` says in which order they stood.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+import gr_compile.ops  # noqa: F401  (registers them)
+
+Role = Literal["required", "optional", "dynamic"]
+AttributeType = Literal["int", "str", "list_bool", "list_str"]
+FORMAT = "ND"
+
+FLOATS = ("float32", "float16", "bfloat16")
+WHOLE = ("int32", "int64")
+MOVED = (*FLOATS, *WHOLE, "bool")
+_ATTRIBUTE_OF: Mapping[str, AttributeType] = {"int": "int", "str": "str", "List[bool]": "list_bool"}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output.
+
+    Attributes:
+        types: the dtypes that it may have, by torch's names.
+        variable: ports of one variable have one dtype; "" where only one dtype is possible.
+        argument: the torch argument (or result) behind it.
+    """
+
+    name: str
+    role: Role
+    types: tuple[str, ...]
+    variable: str = ""
+    argument: str = ""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A constant of a call; `argument` is the torch argument that gives it."""
+
+    name: str
+    type: AttributeType
+    argument: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A row: a `gr::` operator and what its torch schema does not say.
+
+    Attributes:
+        name: as in torch, without the namespace.
+        summary: what it computes, in one line.
+        variables: by argument or result, its type variable; what is not named is int64.
+        types: the dtypes of each variable.
+        results: names of the outputs; where torch returns a list, of its first elements.
+        like: by Scalar argument, the argument whose dtype it has.
+        constants: whole numbers that are constants of the model.
+        lists: by Tensor[] argument, or by the rest of a list of results, the dtypes of the elements.
+    """
+
+    name: str
+    summary: str
+    variables: Mapping[str, str]
+    types: Mapping[str, tuple[str, ...]]
+    results: tuple[str, ...] = ("y",)
+    like: Mapping[str, str] | None = None
+    constants: frozenset[str] = frozenset()
+    lists: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def overload(self) -> Any:
+        """The torch operator."""
+        return getattr(torch.ops.gr, self.name).default
+
+    @property
+    def ge_type(self) -> str:
+        """The type of the GE node and of the AscendC operator."""
+        return "Gr" + "".join(word.capitalize() for word in self.name.split("_"))
+
+    @cached_property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(itertools.chain.from_iterable(map(self._ports, self.overload._schema.arguments)))
+
+    @cached_property
+    def attributes(self) -> tuple[Attribute, ...]:
+        found = []
+        for argument in self.overload._schema.arguments:
+            kind, name = _kind(argument), argument.name
+            if self._is_attribute(argument):
+                found.append(Attribute(name, _ATTRIBUTE_OF[kind], name))
+            elif kind == "List[Tensor]":
+                found.append(Attribute(f"{name}_types", "list_str", name))
+        return tuple(found)
+
+    @cached_property
+    def outputs(self) -> tuple[Port, ...]:
+        arguments = {argument.name for argument in self.overload._schema.arguments}
+        rest = [_list_ports(name, types) for name, types in (self.lists or {}).items() if name not in arguments]
+        fixed = tuple(self._port(name, "required", name, name) for name in self.results)
+        return (*fixed, *itertools.chain.from_iterable(rest))
+
+    def signatures(self) -> Iterator[Mapping[str, str]]:
+        """The dtypes of the variables in each kernel that there may be."""
+        names = list(self.types)
+        for chosen in itertools.product(*self.types.values()):
+            yield dict(zip(names, chosen))
+
+    def _is_attribute(self, argument: Any) -> bool:
+        kind = _kind(argument)
+        return kind in _ATTRIBUTE_OF and (kind != "int" or argument.name in self.constants)
+
+    def _ports(self, argument: Any) -> tuple[Port, ...]:
+        kind, name = _kind(argument), argument.name
+        if self._is_attribute(argument):
+            return ()
+        if kind == "List[Tensor]":
+            return _list_ports(name, (self.lists or {})[name])
+        if kind == "number":
+            return (self._port(name, "required", name, (self.like or {})[name]),)
+        return (self._port(name, "optional" if kind == "Optional[Tensor]" else "required", name, name),)
+
+    def _port(self, name: str, role: Role, argument: str, typed_by: str) -> Port:
+        variable = self.variables.get(typed_by, "")
+        return Port(name, role, self.types[variable] if variable else ("int64",), variable, argument)
+
+
+def _kind(argument: Any) -> str:
+    return str(argument.real_type)
+
+
+def _list_ports(name: str, types: tuple[str, ...]) -> tuple[Port, ...]:
+    return tuple(Port(f"{name}_{dtype}", "dynamic", (dtype,), "", name) for dtype in types)
+
+
+_ATTENTION = {"q": "Q", "k": "Q", "v": "V"}
+_ATTENTION_TYPES = {"Q": FLOATS, "V": FLOATS, "O": FLOATS}
+_ROWS: tuple[Operator, ...] = (
+    Operator("pack", "rows of a padded tensor at flat places", {"dense": "T", "y": "T"}, {"T": MOVED}),
+    Operator(
+        "unpack", "those rows back at their places, a number elsewhere",
+        {"values": "T", "y": "T"}, {"T": MOVED}, like={"fill": "values"},
+    ),
+    Operator(
+        "segment_sum", "one sum for each sequence; whole numbers and booleans are summed as int64",
+        {"values": "T", "y": "S"}, {"T": MOVED, "S": (*FLOATS, "int64")},
+    ),
+    Operator(
+        "segment_expand", "the row of a sequence at each of its places", {"values": "T", "y": "T"}, {"T": MOVED}
+    ),
+    Operator("suffix_any", "is a place at or after this one true?", {"mask": "B", "y": "B"}, {"B": ("bool",)}),
+    Operator("count_true", "how many elements are true", {"mask": "B"}, {"B": ("bool",)}),
+    Operator("true_places", "the flat places of the true elements, ascending", {"mask": "B"}, {"B": ("bool",)}),
+    Operator(
+        "lookup_gradient", "the gradient of a table, each row summed in the order of its lookups",
+        {"grad": "T", "ids": "I", "y": "T"}, {"T": FLOATS, "I": WHOLE}, constants=frozenset({"padding"}),
+    ),
+    Operator(
+        "jagged_attention", "O[i] = sum over j of P[i, j] V[j], with P given by a score program",
+        {**_ATTENTION, "y": "O"}, _ATTENTION_TYPES, constants=frozenset({"heads"}), lists={"leaves": MOVED},
+    ),
+    Operator(
+        "jagged_attention_backward", "the gradients of q, k, v and the leaves, by recomputation",
+        {**_ATTENTION, "grad_out": "O", "grad_q": "Q", "grad_k": "Q", "grad_v": "V"}, _ATTENTION_TYPES,
+        results=("grad_q", "grad_k", "grad_v"), constants=frozenset({"heads"}),
+        lists={"leaves": MOVED, "grad_leaves": FLOATS},
+    ),
+)  # fmt: skip
+OPERATORS: Mapping[str, Operator] = {f"gr::{row.name}": row for row in _ROWS}
+
+
+def as_markdown() -> str:
+    """The table for people: one row an operator."""
+    lines = ["| operator | GE type | inputs | attributes | outputs |", "|---|---|---|---|---|"]
+    for name, row in OPERATORS.items():
+        attributes = ", ".join(f"{attribute.name}: {attribute.type}" for attribute in row.attributes) or "–"
+        cells = (", ".join(map(_spell, row.inputs)), attributes, ", ".join(map(_spell, row.outputs)))
+        lines.append(f"| `{name}` | `{row.ge_type}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spell(port: Port) -> str:
+    mark = {"required": "", "optional": "?", "dynamic": "…"}[port.role]
+    return f"{port.name}{mark}: {port.variable or '/'.join(port.types)}"
