@@ -1,5 +1,10 @@
 """gr_compile: a compiler for generative-recommendation models, on torch.compile and FX."""
 
+from gr_compile.autoload import import_torch as _import_torch
+
+_import_torch()
+
+# ruff: noqa: E402
 from gr_compile import ops as _ops  # noqa: F401  (registers the gr:: operators)
 from gr_compile.config import ConfigError, Padding
 from gr_compile.declare import PaddingError

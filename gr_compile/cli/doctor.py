@@ -1,0 +1,189 @@
+"""`gr-compile doctor`: what this host can do, and what is missing for the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gr_compile.autoload import WAY_OUT, is_trap, torch_npu_version
+from gr_compile.cli.output import CommandError, JsonOption, Output, check_json_path, write_json
+
+State = Literal["yes", "no", "broken"]
+_TOOLKITS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+_USUAL = Path("/usr/local/Ascend")
+_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for: whether it is here, what it is, and what to do where it is not."""
+
+    name: str
+    state: State
+    detail: str
+    hint: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def doctor(
+        fetch_torchair: Annotated[
+            bool,
+            typer.Option(
+                "--fetch-torchair",
+                help="Download torch_npu's wheel into the cache and unpack torchair there (45 MB, pinned by hash).",
+            ),
+        ] = False,
+        json_file: JsonOption = None,
+    ) -> None:
+        """Say what this host can do: torch, compiler, torchair's files, torch_npu, CANN, operator package, device.
+
+        The JSON has findings: [{name, state, detail, hint}]; state is yes, no or broken.
+        """
+        check_json_path(json_file)
+        if fetch_torchair:
+            _fetch()
+        findings = examine()
+        output = Output()
+        output.table("this host", ["", "", "found"], [[f.name, f.state, f.detail.replace("\n", " ")] for f in findings])
+        for finding in findings:
+            if finding.hint:
+                output.line(f"{finding.name}: {finding.hint}")
+        write_json(json_file, "doctor", {"findings": [asdict(finding) for finding in findings]})
+
+
+def _fetch() -> None:
+    from gr_compile.lowering.torchair import files
+
+    try:
+        files.fetch()
+    except files.TorchairMissing as error:
+        raise CommandError(str(error)) from error
+
+
+def examine(
+    environment: Mapping[str, str] = os.environ, usual: Path = _USUAL, devices: Path = Path("/dev")
+) -> list[Finding]:
+    """Everything that is looked for, in order. What others need stands before them."""
+    npu, trap = _torch_npu(environment)
+    cann = _cann(environment, usual)
+    package = _package(environment, cann)
+    device = _device(devices)
+    return [
+        _torch(),
+        _compiler(),
+        _torchair(),
+        npu,
+        trap,
+        cann,
+        package,
+        device,
+        *_verdicts(npu, cann, package, device),
+    ]
+
+
+def _torch() -> Finding:
+    import torch
+
+    version = str(torch.__version__)
+    wanted = version.startswith("2.13.")
+    return Finding("torch", "yes" if wanted else "broken", version, "" if wanted else "gr_compile needs torch 2.13")
+
+
+def _compiler() -> Finding:
+    from gr_compile.inspection.explain import versions
+
+    found = versions()["compiler"]
+    if found == "none":
+        return Finding("C++ compiler", "no", "none", "install g++ or clang++: kernels for the CPU are built with it")
+    return Finding("C++ compiler", "yes", found)
+
+
+def _torchair() -> Finding:
+    from gr_compile.lowering.torchair import files
+
+    try:
+        found = files.find()
+    except files.TorchairMissing as error:
+        return Finding("torchair's files", "no", "none that can be used", str(error))
+    return Finding("torchair's files", "yes", f"{found.version}, {found.paths[0]} ({found.origin})")
+
+
+def _torch_npu(environment: Mapping[str, str]) -> tuple[Finding, Finding]:
+    """Whether torch_npu can be imported, and whether it breaks `import torch`: each tried in a process of its own."""
+    name, trap = "torch_npu", "import torch"
+    version = torch_npu_version()
+    if version is None:
+        return Finding(name, "no", "not installed"), Finding(trap, "yes", "nothing stands in its way")
+    plain = {key: value for key, value in environment.items() if key != "TORCH_DEVICE_BACKEND_AUTOLOAD"}
+    wrong = _failure("import torch", plain)
+    if wrong is not None and is_trap(wrong):
+        return Finding(name, "broken", f"{version}: {_last(wrong)}"), Finding(trap, "broken", _last(wrong), WAY_OUT)
+    off = {**plain, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    failed = _failure("import torch, torch_npu", off)
+    found = Finding(name, "yes", version) if failed is None else Finding(name, "broken", f"{version}: {_last(failed)}")
+    return found, Finding(trap, "yes" if wrong is None else "broken", "works" if wrong is None else _last(wrong))
+
+
+def _failure(statement: str, environment: Mapping[str, str]) -> str | None:
+    """What a process that runs this statement says when it fails; None where it does not."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", statement], env=dict(environment), capture_output=True, text=True, timeout=_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else done.stderr
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it says nothing"
+
+
+def _cann(environment: Mapping[str, str], usual: Path) -> Finding:
+    named = [Path(environment[key]) for key in _TOOLKITS if environment.get(key)]
+    for folder in (*named, usual / "ascend-toolkit" / "latest", usual / "latest"):
+        if folder.is_dir():
+            return Finding("CANN", "yes", str(folder))
+    if named:
+        hint = f"{named[0]} is not a folder: source CANN's set_env.sh again"
+        return Finding("CANN", "broken", str(named[0]), hint)
+    return Finding("CANN", "no", f"neither {' nor '.join(_TOOLKITS)} is set, and {usual} holds none")
+
+
+def _package(environment: Mapping[str, str], cann: Finding) -> Finding:
+    """Operator packages: folders that hold AscendC operators' implementations."""
+    listed = [part for part in environment.get("ASCEND_CUSTOM_OPP_PATH", "").split(os.pathsep) if part]
+    folders = [Path(part) for part in listed]
+    vendors = environment.get("ASCEND_OPP_PATH") or (str(Path(cann.detail) / "opp") if cann.state == "yes" else "")
+    if vendors and (Path(vendors) / "vendors").is_dir():
+        folders += sorted(path for path in (Path(vendors) / "vendors").iterdir() if path.is_dir())
+    held = [folder.name for folder in folders if (folder / "op_impl").is_dir()]
+    if not held:
+        return Finding("operator packages", "no", "none")
+    return Finding("operator packages", "yes", ", ".join(held))
+
+
+def _device(folder: Path) -> Finding:
+    found = sorted(path.name for path in folder.glob("davinci[0-9]*"))
+    return Finding("Ascend device", "yes" if found else "no", ", ".join(found) or f"no {folder}/davinci*")
+
+
+def _verdicts(npu: Finding, cann: Finding, package: Finding, device: Finding) -> Sequence[Finding]:
+    """What follows: which targets run here."""
+    lacking = [finding.name for finding in (npu, cann, package, device) if finding.state != "yes"]
+    hint = 'gr_compile.lower(model, ..., target="ascend") writes what a host with them needs'
+    inductor = Finding('target="inductor"', "yes", "runs on every host with torch")
+    if lacking:
+        return inductor, Finding('target="ascend"', "no", f"lacks {', '.join(lacking)}", hint)
+    return inductor, Finding('target="ascend"', "yes", "all that it needs is here")
