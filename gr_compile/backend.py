@@ -70,8 +70,8 @@ class Session:
             log.warning("%s", text)
 
 
-def find_target(name: str) -> Any:
-    """The target that an installed package offers under this name.
+def target_class(name: str) -> Any:
+    """The class of the target that an installed package offers under this name.
 
     Raises:
         ConfigError: no such target; it lists those there are.
@@ -79,15 +79,24 @@ def find_target(name: str) -> Any:
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group="gr_compile.targets")}
     if name not in entries:
         raise ConfigError(f"target={name!r}: no such target; there are {', '.join(sorted(entries))}")
-    return entries[name].load()()
+    return entries[name].load()
+
+
+def find_target(name: str) -> Any:
+    """A target that can run here.
+
+    Raises:
+        ConfigError: no such target, or none that runs on this host.
+    """
+    return target_class(name)()
 
 
 class Backend:
-    """A torch.compile backend for one `Session`."""
+    """A torch.compile backend for one `Session`. `target`: takes the graphs, in place of the target that is named."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, target: Any = None) -> None:
         self.session = session
-        self.target = find_target(session.config.target)
+        self.target = target if target is not None else find_target(session.config.target)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backend:
         """Itself: it is of its session. Wrappers of torch.compile (Lightning's) copy the arguments that they see."""

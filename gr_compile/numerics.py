@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -75,12 +75,18 @@ def _compare(stage: str, what: str, got: torch.Tensor | None, want: torch.Tensor
 def _run(graph_module: fx.GraphModule, inputs: list[Any]) -> tuple[list[Any], list[Any]]:
     """(outputs, gradients of the inputs under fixed weights of the outputs)."""
     with torch.inference_mode(False), WithoutDropout():
-        return _run_leaves(graph_module, [_leaf(value) for value in inputs])
+        return outputs_and_gradients(graph_module, [_leaf(value) for value in inputs])
 
 
-def _run_leaves(program: fx.GraphModule, leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+def outputs_and_gradients(
+    program: Callable[..., Any], leaves: Sequence[Any], training: bool = True
+) -> tuple[list[Any], list[Any]]:
+    """(tensors that a program returns, gradients of the inputs that require one, under fixed weights of the outputs).
+
+    Without `training` no gradients are taken.
+    """
     wanted = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-    with torch.enable_grad(), autocast_as({}):
+    with torch.set_grad_enabled(training), autocast_as({}):
         outputs = [o for o in program(*leaves) if isinstance(o, torch.Tensor)]
         differentiable = [o for o in outputs if o.requires_grad]
         if not differentiable or not wanted:

@@ -16,7 +16,6 @@ from gr_compile.autoload import WAY_OUT, is_trap, torch_npu_version
 from gr_compile.cli.output import CommandError, JsonOption, Output, check_json_path, write_json
 
 State = Literal["yes", "no", "broken"]
-_TOOLKITS = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
 _USUAL = Path("/usr/local/Ascend")
 _SECONDS = 120
 
@@ -78,17 +77,9 @@ def examine(
     cann = _cann(environment, usual)
     package = _package(environment, cann)
     device = _device(devices)
-    return [
-        _torch(),
-        _compiler(),
-        _torchair(),
-        npu,
-        trap,
-        cann,
-        package,
-        device,
-        *_verdicts(npu, cann, package, device),
-    ]
+    torchair = _torchair()
+    ascend = [npu, trap, cann, package, device]
+    return [_torch(), _compiler(), torchair, *ascend, *_verdicts(environment, usual, torchair)]
 
 
 def _torch() -> Finding:
@@ -151,27 +142,24 @@ def _last(text: str) -> str:
 
 
 def _cann(environment: Mapping[str, str], usual: Path) -> Finding:
-    named = [Path(environment[key]) for key in _TOOLKITS if environment.get(key)]
-    for folder in (*named, usual / "ascend-toolkit" / "latest", usual / "latest"):
-        if folder.is_dir():
-            return Finding("CANN", "yes", str(folder))
+    from gr_compile.lowering.torchair import host
+
+    folder = host.cann_folder(environment, usual)
+    if folder is not None:
+        return Finding("CANN", "yes", str(folder))
+    named = [environment[key] for key in host.TOOLKITS if environment.get(key)]
     if named:
-        hint = f"{named[0]} is not a folder: source CANN's set_env.sh again"
-        return Finding("CANN", "broken", str(named[0]), hint)
-    return Finding("CANN", "no", f"neither {' nor '.join(_TOOLKITS)} is set, and {usual} holds none")
+        return Finding("CANN", "broken", named[0], f"{named[0]} is not a folder: source CANN's set_env.sh again")
+    return Finding("CANN", "no", f"neither {' nor '.join(host.TOOLKITS)} is set, and {usual} holds none")
 
 
 def _package(environment: Mapping[str, str], cann: Finding) -> Finding:
     """Operator packages: folders that hold AscendC operators' implementations."""
-    listed = [part for part in environment.get("ASCEND_CUSTOM_OPP_PATH", "").split(os.pathsep) if part]
-    folders = [Path(part) for part in listed]
-    vendors = environment.get("ASCEND_OPP_PATH") or (str(Path(cann.detail) / "opp") if cann.state == "yes" else "")
-    if vendors and (Path(vendors) / "vendors").is_dir():
-        folders += sorted(path for path in (Path(vendors) / "vendors").iterdir() if path.is_dir())
-    held = [folder.name for folder in folders if (folder / "op_impl").is_dir()]
-    if not held:
-        return Finding("operator packages", "no", "none")
-    return Finding("operator packages", "yes", ", ".join(held))
+    from gr_compile.lowering.torchair import host
+
+    found = host.operator_packages(environment, Path(cann.detail) if cann.state == "yes" else None)
+    held = ", ".join(folder.name for folder in found)
+    return Finding("operator packages", "yes" if held else "no", held or "none")
 
 
 def _device(folder: Path) -> Finding:
@@ -179,11 +167,15 @@ def _device(folder: Path) -> Finding:
     return Finding("Ascend device", "yes" if found else "no", ", ".join(found) or f"no {folder}/davinci*")
 
 
-def _verdicts(npu: Finding, cann: Finding, package: Finding, device: Finding) -> Sequence[Finding]:
-    """What follows: which targets run here."""
-    lacking = [finding.name for finding in (npu, cann, package, device) if finding.state != "yes"]
-    hint = 'gr_compile.lower(model, ..., target="ascend") writes what a host with them needs'
-    inductor = Finding('target="inductor"', "yes", "runs on every host with torch")
-    if lacking:
-        return inductor, Finding('target="ascend"', "no", f"lacks {', '.join(lacking)}", hint)
-    return inductor, Finding('target="ascend"', "yes", "all that it needs is here")
+def _verdicts(environment: Mapping[str, str], usual: Path, torchair: Finding) -> Sequence[Finding]:
+    """What follows: what runs here, and what can be written."""
+    from gr_compile.lowering.torchair import host
+
+    missing = host.lacking(environment, usual)
+    lacks = f"lacks {', '.join(missing)}" if missing else "GE graphs are written; this version runs none"
+    hint = 'gr_compile.lower(model, ..., target="ascend") writes what a host with an NPU needs'
+    return (
+        Finding('target="inductor"', "yes", "runs on every host with torch"),
+        Finding('target="ascend"', "no", lacks, hint),
+        Finding("gr_compile.lower", torchair.state, "writes GE graphs" if torchair.state == "yes" else torchair.detail),
+    )

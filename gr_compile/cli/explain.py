@@ -69,10 +69,10 @@ def _explain(module: ModuleType, found: Any, init: str, inputs: str, train: bool
 
     import gr_compile
 
-    subject = _instance(module, found, init)
+    subject = instance_of(module, found, init)
     if isinstance(subject, torch.nn.Module):
         subject.train(train)
-    args, kwargs = _inputs(module, inputs)
+    args, kwargs = inputs_of(module, inputs)
     with torch.set_grad_enabled(train):
         return gr_compile.explain(gr_compile.optimize(subject, **options), *args, **kwargs)
 
@@ -141,7 +141,7 @@ def _evaluate(module: ModuleType, expression: str, option: str) -> Any:
         raise CommandError(f"{option}: {expression!r} fails: {type(error).__name__}: {error}") from error
 
 
-def _instance(module: ModuleType, found: Any, init: str) -> Any:
+def instance_of(module: ModuleType, found: Any, init: str) -> Any:
     if not inspect.isclass(found):
         if init:
             raise CommandError("--init is for a class; this is an object or a function")
@@ -154,7 +154,7 @@ def _instance(module: ModuleType, found: Any, init: str) -> Any:
         raise CommandError(f"{signature} cannot be made: {error}; say --init 'name=value, ...'") from error
 
 
-def _inputs(module: ModuleType, expression: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of(module: ModuleType, expression: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if expression:
         made = _evaluate(module, expression, "--inputs")
     elif callable(getattr(module, "example_inputs", None)):

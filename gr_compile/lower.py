@@ -1,0 +1,280 @@
+"""`lower`: from a model and example inputs to files for a host that this one is not.
+
+    model, *args  --capture, passes-->  graphs  --the target's lowering-->  OUT/report.json, report.md, graph_0/...
+
+The folder is written whole or not at all. What was checked, and what was not, stands in the report.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.fx as fx
+from torch import nn
+
+from gr_compile.backend import Backend, Session, target_class
+from gr_compile.compiled import signature_of
+from gr_compile.config import Config, ConfigError, PaddedOutputs, Padding, check_declared_arguments
+from gr_compile.graph_pass import GraphReport, Pass, StageEvent
+from gr_compile.inspection.explain import versions
+from gr_compile.pipeline import Pipeline
+
+REPORT, REPORT_TEXT, SCHEMA = "report.json", "report.md", 1
+
+
+class LowerError(RuntimeError):
+    """A model that cannot be lowered, or a folder that cannot be written; the message says why and what to do."""
+
+
+@dataclass
+class CapturedGraph:
+    """One graph of the model, after the passes.
+
+    Attributes:
+        captured: the graph before the passes: what the model computes.
+        graph: the graph after them, with the same inputs.
+        inputs: those of the call.
+        training: gradients are wanted.
+        dynamic: sizes are symbols; otherwise those of the call.
+        ignore_zeros: the user does not care for padded places, which are zero.
+    """
+
+    name: str
+    captured: fx.GraphModule
+    graph: fx.GraphModule
+    inputs: Sequence[Any]
+    training: bool
+    dynamic: bool
+    ignore_zeros: bool
+    report: GraphReport
+
+
+class Lowering(Protocol):
+    """What a target offers beside running: files. Found as the attribute `lowering` of the target's class."""
+
+    name: str
+
+    def supports(self, operator: str) -> bool:
+        """Whether it knows a `gr::` operator."""
+
+    def write(self, graphs: Sequence[CapturedGraph], folder: Path) -> dict[str, Any]:
+        """Write the graphs' files into an empty folder; JSON for the report: graphs, checked, not_checked.
+
+        Raises:
+            LowerError: why there are none.
+        """
+
+
+def lower(
+    model: Any,
+    *args: Any,
+    target: str = "ascend",
+    out: str | os.PathLike[str] = "build/ascend",
+    kwargs: Mapping[str, Any] | None = None,
+    training: bool | None = None,
+    dynamic: bool = True,
+    passes: str | Pass | Sequence[str | Pass] | None = "default",
+    padding: Mapping[str, int | str | Padding] | Literal["auto", "none"] = "auto",
+    padded_outputs: PaddedOutputs | None = None,
+    expected_fill: float | None = None,
+) -> dict[str, Any]:
+    """Write what another host needs to run a model, and a report of what was checked and what was not.
+
+    The model is called once on the inputs, which captures it.
+
+    Args:
+        args, kwargs: example inputs.
+        out: the folder; one that an earlier `lower` wrote is replaced, any other that holds something is not touched.
+        training: lower the backward, too. Default: `model.training`.
+        dynamic: sizes of inputs, and the number of packed tokens, are symbols; False: those of this call.
+        passes, padding, padded_outputs, expected_fill: as in `optimize`.
+
+    Returns:
+        The report, as in `report.json`.
+
+    Raises:
+        ConfigError, PipelineError: an argument that cannot be meant.
+        LowerError: the model cannot be lowered, or the folder not be written.
+    """
+    name = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "function")
+    config = Config(
+        passes=passes, target=target, padding=padding, padded_outputs=padded_outputs, dynamic=dynamic,
+        expected_fill=expected_fill, model=name,
+    )  # fmt: skip
+    if (signature := signature_of(model)) is not None:
+        check_declared_arguments(config.declared, signature, name)
+    lowering = find_lowering(target)
+    train = bool(getattr(model, "training", False)) if training is None else training
+    with written_whole(Path(out)) as folder:
+        session = Session(config, Pipeline.parse(passes))
+        graphs = capture_graphs(model, args, dict(kwargs or {}), session, lowering, train)
+        found = lowering.write(graphs, folder)
+        report = {
+            "schema": SCHEMA, "target": target, "model": name, "training": train, "dynamic": dynamic,
+            "passes": session.pipeline.text(), "versions": versions(), **found,
+        }  # fmt: skip
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT_TEXT).write_text(as_markdown(report), encoding="utf-8")
+    return report
+
+
+def find_lowering(target: str) -> Lowering:
+    """The lowering that a target offers.
+
+    Raises:
+        ConfigError: there is no such target, or it writes no files.
+    """
+    made = getattr(target_class(target), "lowering", None)
+    if made is None:
+        raise ConfigError(f"target={target!r} runs models and writes no files; gr_compile.optimize takes it")
+    lowering: Lowering = made()
+    return lowering
+
+
+# --------------------------------------------------------------------------------------------- capture
+@dataclass
+class _Collector:
+    """Stands where a target stands: keeps the graphs that run, with their inputs."""
+
+    lowering: Lowering
+    training: bool
+    session: Session
+    stages: dict[str, fx.GraphModule] = field(default_factory=dict)
+    graphs: list[CapturedGraph] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.lowering.name
+
+    def supports(self, operator: str) -> bool:
+        return self.lowering.supports(operator)
+
+    def hook(self, event: StageEvent) -> None:
+        """Keep copies of the graph as it was before the passes, and as it is after them."""
+        if event.record is None:
+            self.stages[event.stage] = fx.GraphModule(event.graph_module, copy.deepcopy(event.graph_module.graph))
+
+    def compile(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        stages, self.stages = self.stages, {}
+        if "final" not in stages:
+            return graph_module.forward
+        report, config = self.session.reports[-1], self.session.config
+        taken = len(stages["captured"].graph.find_nodes(op="placeholder"))
+
+        def run(*args: Any) -> Any:
+            self.graphs.append(
+                CapturedGraph(
+                    f"graph_{len(self.graphs)}", stages["captured"], stages["final"], _kept(args[:taken]),
+                    self.training, config.dynamic is not False, config.outputs_at_padding == "zero", report,
+                )
+            )  # fmt: skip
+            return graph_module.forward(*args)
+
+        return run
+
+
+def _kept(args: Sequence[Any]) -> list[Any]:
+    """The inputs as they are before the graph runs, which may write to buffers."""
+    copies = (a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, torch.Tensor) else a for a in args)
+    return list(copies)
+
+
+def capture_graphs(
+    model: Any, args: Sequence[Any], kwargs: dict[str, Any], session: Session, lowering: Lowering, training: bool
+) -> list[CapturedGraph]:
+    """Call a model once, and return its graphs with what they were called with.
+
+    Raises:
+        LowerError: something of it is not captured, or there is nothing to capture.
+    """
+    collector = _Collector(lowering, training, session)
+    session.hooks = [collector.hook]
+    make: Any = torch.compile
+    compiled = make(model, backend=Backend(session, collector), dynamic=session.config.dynamic)
+    settings = torch._dynamo.config.patch(
+        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, specialize_float=True
+    )
+    with settings, torch.set_grad_enabled(training):
+        compiled(*args, **kwargs)
+    lost = [report.not_captured for report in session.reports if report.not_captured is not None]
+    if lost:
+        raise LowerError(f"{session.config.model} is not captured whole, and what is not cannot be lowered: {lost[0]}")
+    if not collector.graphs:
+        raise LowerError(f"{session.config.model} computes nothing with tensors: there is no graph to lower")
+    return collector.graphs
+
+
+# ------------------------------------------------------------------------------------------ the folder
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it does not.
+
+    Raises:
+        LowerError: `out` cannot be written, or holds what `lower` did not write.
+    """
+    out = out.absolute()
+    _check_place(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise LowerError(f"out={str(out)!r} cannot be written: {error}") from error
+    try:
+        part = scratch / "part"
+        part.mkdir()
+        yield part
+        _check_place(out)
+        if out.exists():
+            out.rename(scratch / "before")
+        part.rename(out)
+    except OSError as error:
+        raise LowerError(f"out={str(out)!r} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_place(out: Path) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if not out.is_dir():
+        raise LowerError(f"out={str(out)!r} is no folder")
+    if not any(out.iterdir()) or _is_ours(out):
+        return
+    raise LowerError(
+        f"out={str(out)!r} holds files, and no whole {REPORT} of gr_compile.lower among them: remove the folder, or "
+        "name another"
+    )
+
+
+def _is_ours(out: Path) -> bool:
+    try:
+        found = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema", "target", "graphs"} <= found.keys()
+
+
+# ------------------------------------------------------------------------------------------ the report
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    kind = f"{'training' if report['training'] else 'inference'}, {'dynamic' if report['dynamic'] else 'static'} sizes"
+    lines = [f"# {report['model']} for {report['target']}", "", f"{kind}; passes: `{report['passes']}`", ""]
+    for graph in report["graphs"]:
+        lines += [f"## {graph['name']}", ""]
+        for part in graph["parts"]:
+            counts = ", ".join(f"{name} {number}" for name, number in sorted(part["operators"].items()))
+            lines += [f"- `{part['file']}`: {sum(part['operators'].values())} nodes ({counts})"]
+        lines += [f"- {note}" for note in graph["notes"]] + [""]
+    for title, key in (("Checked", "checked"), ("Not checked", "not_checked")):
+        lines += [f"## {title}", "", *(f"- {text}" for text in report[key]), ""]
+    return "\n".join(lines)

@@ -1,0 +1,182 @@
+"""The process that converts: `python -m gr_compile.lowering.torchair.child FOLDER...`, one folder a graph.
+
+torchair replaces signal handlers, the logging class and parts of Dynamo when it is imported; here that harms nobody.
+The way is torchair's own, with its decompositions and its AOTAutograd call; only the native module is a stand-in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.source import ConstantSource
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
+from gr_compile.inspection.replay import load_program
+from gr_compile.lowering.torchair import converters, standin
+from gr_compile.lowering.torchair.decompositions import decompositions
+from gr_compile.lowering.torchair.request import INPUTS, PROGRAM, RAN, REQUEST, RESULT, Part
+from gr_compile.numerics import outputs_and_gradients
+
+
+def main(folders: list[Path]) -> None:
+    """Convert each graph; what went wrong with one is written beside it and stops no other."""
+    standin.install()
+    import torchair  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+
+    converters.register_all()
+    for folder in folders:
+        conversion = _Conversion(folder)
+        found: dict[str, Any] = {"parts": [], "error": ""}
+        try:
+            conversion.convert()
+        except Exception as error:
+            found["error"] = _reason(error)
+        found["parts"] = [asdict(part) for part in conversion.parts]
+        found["missing"], found["fixed"] = conversion.missing, conversion.fixed
+        (folder / RESULT).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost failure, in a line: torchair wraps errors in others of the same type without their text."""
+    while error.__context__ is not None and not str(error).strip():
+        error = error.__context__
+    innermost = error.__context__ if error.__context__ is not None else error
+    text = next((line for line in str(innermost).splitlines() if line.strip()), "")
+    return f"{type(innermost).__name__}: {text}"
+
+
+class _Conversion:
+    """One graph: its inputs made anew as fake tensors, its GE graphs written as they are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+        self.parts: list[Part] = []
+        self.missing: Counter[str] = Counter()
+        self.fixed: dict[str, int] = {}
+
+    def convert(self) -> None:
+        fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        symbols = self._symbols(fake_mode)
+        with fake_mode:
+            inputs = [_input(entry, symbols) for entry in self.request["inputs"] if not _is_constant(entry)]
+        compiled = self._compile(fake_mode, inputs)
+        self._note_fixed(symbols)
+        if self.request["run"]:
+            self._run(compiled)
+
+    def _symbols(self, fake_mode: FakeTensorMode) -> dict[str, Any]:
+        shape_env: Any = fake_mode.shape_env
+        made = {}
+        for name, hint in self.request["hints"].items():
+            source = ConstantSource(name)
+            symbol = shape_env.create_symbol(hint, source, DimDynamic.DYNAMIC, None)
+            made[name] = shape_env.create_symintnode(symbol, hint=hint, source=source)
+        return made
+
+    def _compile(self, fake_mode: FakeTensorMode, inputs: list[Any]) -> Any:
+        from torchair import CompilerConfig
+        from torchair.npu_fx_compiler import (  # type: ignore[import-not-found, unused-ignore]
+            _compile_graph_with_aot,
+            _get_merged_decompositions,
+        )
+
+        config = CompilerConfig()
+        own = decompositions(converters.has_converter)
+        with (
+            fake_mode,
+            torch.set_grad_enabled(self.request["training"]),
+            sdpa_kernel(SDPBackend.MATH),  # what the CPU's fused attention becomes has no converter
+            torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+            tracing(TracingContext(fake_mode)),
+        ):
+            return _compile_graph_with_aot(
+                self._graph(), _recorder(self, config), inputs, config, _get_merged_decompositions(config, own)
+            )
+
+    def _graph(self) -> fx.GraphModule:
+        """The program as a graph of one call: AOTAutograd traces through it. Settled sizes are no inputs of it."""
+        graph = fx.Graph()
+        entries = self.request["inputs"]
+        operands = tuple(
+            entry["size"] if _is_constant(entry) else graph.placeholder(entry["name"]) for entry in entries
+        )
+        graph.output(graph.call_function(load_program(self.folder / PROGRAM).forward, operands))
+        return fx.GraphModule(torch.nn.Module(), graph)
+
+    def keep(self, concrete: Any) -> None:
+        """Write the GE graph of the next part: the forward comes first."""
+        name = "backward" if self.parts else "forward"
+        concrete.dump(str(self.folder / f"{name}.pbtxt"))
+        counts = Counter(op.type for op in concrete.graph.op)
+        self.parts.append(Part(name, f"{name}.pbtxt", dict(counts)))
+
+    def _note_fixed(self, symbols: Mapping[str, Any]) -> None:
+        """Tracing may have settled a size on what it was in the call: the graph then holds for that size alone."""
+        for name, size in symbols.items():
+            found: Any = size if isinstance(size, int) else size.node.expr
+            if isinstance(size, int) or found.is_Integer:
+                self.fixed[name] = int(found)
+
+    def _run(self, compiled: Any) -> None:
+        recorded = torch.load(self.folder / INPUTS, weights_only=True)
+        inputs = []
+        for entry, value in zip(self.request["inputs"], recorded):
+            if not _is_constant(entry):
+                inputs.append(value.requires_grad_() if entry.get("requires_grad") else value)
+        ran = outputs_and_gradients(compiled, inputs, self.request["training"])
+        torch.save(ran, self.folder / RAN)
+
+
+def _recorder(conversion: _Conversion, config: Any) -> Any:
+    """torchair's compiler; what it returns runs the FX graph of the GE graph, as its debug.run_eagerly does."""
+    from torchair.npu_fx_compiler import _NpuFxCompiler
+
+    class Recorder(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
+        def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
+            _note_missing(conversion, graph_module)
+            concrete = super().__call__(graph_module, inputs).runner
+            conversion.keep(concrete)
+            return concrete.fx_graph
+
+    return Recorder(config)
+
+
+def _note_missing(conversion: _Conversion, graph_module: fx.GraphModule) -> None:
+    """All operators without a converter at once: torchair itself stops at the first."""
+    called = [node.target for node in graph_module.graph.nodes if node.op == "call_function"]
+    overloads = [target for target in called if isinstance(target, torch._ops.OpOverload)]
+    conversion.missing.update(str(target) for target in overloads if not converters.has_converter(target))
+    if conversion.missing:
+        raise converters.CannotConvert(f"no GE converter for {', '.join(sorted(conversion.missing))}")
+
+
+def _is_constant(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("size"), int)
+
+
+def _input(entry: dict[str, Any], symbols: Mapping[str, Any]) -> Any:
+    def value(size: Any) -> Any:
+        return size if isinstance(size, int) else eval(size, {"__builtins__": {}}, dict(symbols))
+
+    if "size" in entry:
+        return value(entry["size"])
+    shape, stride = ([value(size) for size in entry[key]] for key in ("shape", "stride"))
+    dtype = getattr(torch, entry["dtype"])
+    return torch.empty_strided(shape, stride, dtype=dtype, requires_grad=entry["requires_grad"])
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])

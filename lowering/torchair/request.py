@@ -1,0 +1,138 @@
+"""A graph on its way to the process that converts it: a program, what its inputs look like, and what they were.
+
+<name>/program.py      the graph as `inspection.program` prints it, with its constants beside it
+<name>/request.json    inputs [{name, shape, stride, dtype, requires_grad} or {name, size}], hints of symbols, training
+<name>/inputs.pt       the inputs of the call, where the graph is to be run, too
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from gr_compile.inspection.program import print_program
+from gr_compile.inspection.values import size_hint
+from gr_compile.sizes import size_expr
+
+REQUEST, PROGRAM, INPUTS, RESULT, RAN = "request.json", "program.py", "inputs.pt", "result.json", "ran.pt"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A graph to convert.
+
+    Attributes:
+        graph: every size known when it is called.
+        inputs: those of the call that compiled it, counts included.
+        training: convert its backward, too.
+        dynamic: sizes stay symbols; otherwise they are those of the call.
+        run: run what torchair has made of the graph, operator by operator, on the inputs.
+    """
+
+    name: str
+    graph: fx.GraphModule
+    inputs: Sequence[Any]
+    training: bool
+    dynamic: bool
+    run: bool
+
+    def write(self, folder: Path) -> Path:
+        """Put it into a folder of its own below `folder`, and say which."""
+        own = folder / self.name
+        own.mkdir(parents=True)
+        printed = print_program(self.graph, provenance=f"made by gr_compile: {self.name}, as it is lowered")
+        (own / PROGRAM).write_text(printed.source, encoding="utf-8")
+        for name, constant in printed.files.items():
+            torch.save(constant, own / name)
+        if self.run:
+            torch.save([_plain(value) for value in self.inputs], own / INPUTS)
+        (own / REQUEST).write_text(json.dumps(self._described(), indent=1), encoding="utf-8")
+        return own
+
+    def _described(self) -> dict[str, Any]:
+        hints: dict[str, int] = {}
+        placeholders = self.graph.graph.find_nodes(op="placeholder")
+        described = [self._input(node, value, hints) for node, value in zip(placeholders, self.inputs)]
+        return {"inputs": described, "hints": hints, "training": self.training, "run": self.run}
+
+    def _input(self, node: fx.Node, value: Any, hints: dict[str, int]) -> dict[str, Any]:
+        fake = node.meta["val"]
+        if not isinstance(fake, torch.Tensor):
+            return {"name": node.name, "size": self._size(fake, hints, value)}
+        return {
+            "name": node.name,
+            "shape": [self._size(size, hints) for size in fake.shape],
+            "stride": [self._size(step, hints) for step in fake.stride()],
+            "dtype": str(fake.dtype).removeprefix("torch."),
+            "requires_grad": isinstance(value, torch.Tensor) and value.requires_grad,
+        }
+
+    def _size(self, size: Any, hints: dict[str, int], value: Any = None) -> Any:
+        """A number, or an expression in symbols whose hints are noted; `value`: what it was in the call."""
+        if not isinstance(size, torch.SymInt):
+            return size
+        expression = size_expr(size)
+        if expression.is_Integer:
+            return int(expression)
+        known = int(value) if value is not None and expression.is_Symbol else None
+        if not self.dynamic:
+            return known if known is not None else size_hint(size)
+        if known is not None:
+            hints[str(expression)] = known
+        for symbol in expression.free_symbols - {expression if known is not None else None}:
+            hints.setdefault(str(symbol), _hint(size, symbol))
+        return str(expression)
+
+
+def _hint(size: torch.SymInt, symbol: Any) -> int:
+    return int(size.node.shape_env.backed_var_to_val[symbol])
+
+
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A GE graph that torchair has made: of a forward or a backward.
+
+    Attributes:
+        operators: how many nodes there are of each GE type.
+    """
+
+    name: str
+    file: str
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the process said of a graph.
+
+    Attributes:
+        error: why there is no GE graph; "" where there is one.
+        missing: operators without a converter, with how often they occur.
+        fixed: symbols that the graph holds for one value alone, and the value.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    error: str = ""
+    missing: Mapping[str, int] | None = None
+    fixed: Mapping[str, int] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Converted:
+        """What lies in a graph's folder after the process has ended."""
+        try:
+            found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return cls(folder.name, (), "the process that converts ended without a word of this graph")
+        parts = tuple(Part(**part) for part in found.pop("parts"))
+        return cls(folder.name, parts, **found)

@@ -1,0 +1,210 @@
+"""Target "ascend": its lowering writes GE graphs by torchair, on any host."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.fx as fx
+
+import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them: graphs are run here, too)
+from gr_compile.config import ConfigError
+from gr_compile.inspection.program import print_program
+from gr_compile.inspection.replay import TOLERANCES, difference
+from gr_compile.lower import CapturedGraph, LowerError
+from gr_compile.lowering.ascendc.operators import OPERATORS
+from gr_compile.lowering.torchair import files, host, sizes
+from gr_compile.lowering.torchair.convert import ConversionFailed, convert
+from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
+from gr_compile.numerics import outputs_and_gradients
+
+_CHECKED = (
+    "every operator has a GE converter: torchair's own, unmodified, or one made from the table of gr:: operators",
+    "torchair's converter built each GE graph, through its own decompositions and AOTAutograd call",
+)
+_NOT_CHECKED = (
+    "GE did not read the graphs: torchair's native module was a stand-in, no operator was looked up or compiled",
+    "no kernel of a gr:: operator was built or run",
+    "nothing ran on a device; the inputs' placement in the graphs is the CPU's",
+)
+COUNTS = "counts.py"
+_NOISE = 1e-3
+
+
+class AscendLowering:
+    """Writes, for each graph, the GE graph of its forward and, in training, of its backward (.pbtxt)."""
+
+    name: ClassVar[str] = "ascend"
+
+    def supports(self, operator: str) -> bool:
+        return operator in OPERATORS
+
+    def write(self, graphs: Sequence[CapturedGraph], folder: Path) -> dict[str, Any]:
+        try:
+            found = files.find()
+            work = [Work(graph) for graph in graphs]
+            with tempfile.TemporaryDirectory() as scratch:
+                converted = convert([item.request for item in work], found, Path(scratch))
+                refuse_failures(converted)
+                described = [item.finish(one, Path(scratch), folder) for item, one in zip(work, converted)]
+        except (files.TorchairMissing, ConversionFailed, sizes.DataDependentSize) as error:
+            raise LowerError(str(error)) from error
+        compared = sum(item["largest_difference"] is not None for item in described)
+        ran = f"the FX graph that each GE graph is made of, run on the CPU on the given inputs: {compared} of "
+        ran += f"{len(described)} equal to the model's own operators, gradients included"
+        return {
+            "torchair": {"version": found.version, "origin": found.origin},
+            "graphs": described,
+            "checked": [*_CHECKED, *([ran] if compared else [])],
+            "not_checked": [*_NOT_CHECKED, *([] if compared == len(described) else ["numbers: see the graphs' notes"])],
+        }
+
+
+def refuse_failures(converted: Sequence[Converted]) -> None:
+    """Raises LowerError for the first graph that has no GE graph, with all operators that have no converter."""
+    for one in converted:
+        if one.missing:
+            counted = ", ".join(f"{name} ({number}x)" for name, number in sorted(one.missing.items()))
+            raise LowerError(f"{one.name} holds operators that neither torchair nor gr_compile converts: {counted}")
+        if one.error:
+            raise LowerError(f"torchair cannot convert {one.name}: {one.error}")
+
+
+class Work:
+    """One graph: what is sent to be converted, and what is made of the answer."""
+
+    def __init__(self, graph: CapturedGraph) -> None:
+        self.graph = graph
+        prepared = sizes.prepare(graph.graph)
+        self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
+        self.random = _draws(graph.captured)
+        self.request = Request(
+            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.random
+        )
+
+    def finish(self, converted: Converted, scratch: Path, folder: Path) -> dict[str, Any]:
+        """Move the graph's files to their place, compare the numbers, describe both."""
+        own = folder / self.graph.name
+        own.mkdir()
+        kept = [part.file for part in converted.parts] + [PROGRAM]
+        for name in (*kept, *(path.name for path in (scratch / self.graph.name).glob("constant_*.pt"))):
+            shutil.copyfile(scratch / self.graph.name / name, own / name)
+        if self.prelude is not None:
+            printed = print_program(
+                self.prelude, provenance=f"made by gr_compile: the last inputs of {self.graph.name}"
+            )
+            (own / COUNTS).write_text(printed.source, encoding="utf-8")
+            for name, constant in printed.files.items():
+                torch.save(constant, own / name)
+        gap = None if self.random else self._compare(scratch / self.graph.name / RAN)
+        return {
+            "name": self.graph.name,
+            "program": f"{self.graph.name}/{PROGRAM}",
+            "parts": [
+                {"name": p.name, "file": f"{self.graph.name}/{p.file}", "operators": dict(p.operators)}
+                for p in converted.parts
+            ],
+            "inputs": [node.name for node in self.request.graph.graph.find_nodes(op="placeholder")],
+            "counts": dict(zip(self._counted(), self.counts)),
+            "fixed": dict(converted.fixed or {}),
+            "largest_difference": gap,
+            "notes": self._notes(converted, gap),
+        }
+
+    def _counted(self) -> list[str]:
+        """The inputs that are counts of places; `counts.py` computes them."""
+        placeholders = self.request.graph.graph.find_nodes(op="placeholder")
+        return [node.name for node in placeholders[len(self.graph.inputs) :]]
+
+    def _notes(self, converted: Converted, gap: float | None) -> list[str]:
+        notes = [f"graph break, Python runs here: {miss}" for miss in self.graph.report.graph_breaks]
+        if gap is None:
+            notes.append(f"numbers were not compared: the model draws random numbers ({self.random})")
+        else:
+            notes.append(f"run on the CPU, it differs from the model's own operators by {gap:.1e} at most")
+        notes += [f"holds for {name} = {value} alone" for name, value in (converted.fixed or {}).items()]
+        if any("recompute" in node.meta for node in self.graph.graph.graph.nodes):
+            notes.append("checkpointed regions keep their activations: nothing is computed twice")
+        return notes
+
+    def _compare(self, path: Path) -> float:
+        """The largest relative difference of outputs and gradients from the captured graph's.
+
+        Raises:
+            LowerError: it is beyond rounding.
+        """
+        inputs = [_leaf(value) for value in self.graph.inputs[: len(_placeholders(self.graph.captured))]]
+        want = outputs_and_gradients(self.graph.captured, inputs, self.graph.training)
+        got = torch.load(path, weights_only=True)
+        limits = TOLERANCES[_coarsest(self.graph.captured)]
+        norms = [float(grad.double().norm()) for grad in want[1] if grad is not None]
+        gaps = [difference(ours, theirs, self.graph.ignore_zeros) / limits[0] for ours, theirs in zip(got[0], want[0])]
+        gaps += [
+            difference(*_filled(ours, theirs), floor=_NOISE * max(norms, default=0.0)) / limits[1]
+            for ours, theirs in zip(got[1], want[1]) if ours is not None or theirs is not None
+        ]  # fmt: skip
+        worst = max(gaps, default=0.0)
+        if len(got[0]) != len(want[0]) or worst > 1:
+            raise LowerError(
+                f"{self.graph.name}: what is lowered does not compute what the model computes: off by {worst:.1e} "
+                "times what rounding allows; compile with verify='numerics' to find the pass"
+            )
+        return worst * limits[0]
+
+
+def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
+    return list(graph_module.graph.find_nodes(op="placeholder"))
+
+
+def _leaf(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _filled(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """No gradient is a gradient of zeros."""
+    return (torch.zeros_like(theirs) if ours is None else ours, torch.zeros_like(ours) if theirs is None else theirs)
+
+
+def _coarsest(graph_module: fx.GraphModule) -> torch.dtype:
+    values = (node.meta.get("val") for node in graph_module.graph.nodes)
+    found = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    order = (torch.bfloat16, torch.float16, torch.float32)
+    return next((dtype for dtype in order if dtype in found), torch.float64)
+
+
+def _draws(graph_module: fx.GraphModule) -> str:
+    """The first operator that draws random numbers; "" where none does."""
+    for node in graph_module.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags and not _drops_nothing(node):
+            return str(node.target)
+    return ""
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """A dropout of rate 0, or outside training; attention with a rate of 0."""
+    schema: Any = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments]
+    given = {**dict(zip(names, node.args)), **node.kwargs}
+    rate = given.get("p", given.get("dropout_p", None if "p" in names else 0.0))
+    return rate == 0 or given.get("train", True) is False
+
+
+class AscendTarget:
+    """What `optimize(target="ascend")` asks for. Files are all that there is of it: nothing runs on a device yet."""
+
+    name = "ascend"
+    lowering = AscendLowering
+
+    def __init__(self) -> None:
+        missing = host.lacking() or ["the step from a GE graph to a callable, which gr_compile does not have yet"]
+        raise ConfigError(
+            f"target='ascend' cannot run models here; this host lacks {', '.join(missing)} (`gr-compile doctor` says "
+            "more). gr_compile.lower(model, *args, target='ascend') writes what a host with an NPU needs"
+        )

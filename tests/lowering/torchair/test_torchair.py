@@ -1,0 +1,217 @@
+"""The zoo's models through torchair's own converter: operators, attributes and edges of the GE graphs, and the numbers.
+
+Skipped, with the reason, where torch_npu's wheel cannot be had.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from cases import DEFAULT, SLOW, Case
+from pbtxt import GeNode, read
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from gr_compile.lower import LowerError
+from gr_compile.lowering.ascendc.operators import OPERATORS
+from gr_compile.lowering.torchair import convert, files
+from gr_compile.lowering.torchair.request import Request
+from gr_compile.lowering.torchair.target import Work, refuse_failures
+from gr_compile.ops.score_program import ScoreProgram
+
+gr = torch.ops.gr
+
+
+def small(name, function, *inputs, training=False):
+    """A graph of a few operators."""
+    graph = make_fx(function, tracing_mode="fake", pre_dispatch=True)(*inputs)
+    return Request(name, graph, inputs, training, False, False)
+
+
+def refused():
+    place, mask = torch.tensor([1]), torch.tensor([[True, False]])
+    wide = torch.zeros(1, 2, 3, dtype=torch.float64)
+    return [
+        small("float64", lambda x, i: [gr.pack(x, i)], wide, place),
+        small("unknown", lambda x: [torch.lgamma(x), torch.lgamma(x + 1), torch.digamma(x)], torch.ones(3)),
+        small("fill", lambda x, i: [gr.unpack(x, i, 1, 2, 1 << 40)], torch.tensor([7]), place),
+        small("suffix", lambda m: [gr.suffix_any(m)], mask),
+    ]
+
+
+class Outcome:
+    """Everything that is lowered in these tests, in one process: importing torchair is what takes the time."""
+
+    def __init__(self, cases: tuple[Case, ...], folder) -> None:
+        try:
+            found = files.fetch()
+        except files.TorchairMissing as error:
+            pytest.skip(str(error))
+        self.work = {str(case): Work(case.capture()) for case in cases}
+        requests = [*(item.request for item in self.work.values()), *refused()]
+        scratch, self.folder = folder / "scratch", folder / "out"
+        self.folder.mkdir()
+        self.converted = {one.name: one for one in convert.convert(requests, found, scratch)}
+        self.described = {}
+        for name, item in self.work.items():
+            refuse_failures([self.converted[name]])
+            self.described[name] = item.finish(self.converted[name], scratch, self.folder)
+        self.scratch = scratch
+
+    def graph(self, case: Case, part: str = "forward") -> dict[str, GeNode]:
+        return read(self.folder / str(case) / f"{part}.pbtxt")
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory, request):
+    slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
+    return Outcome((*DEFAULT, *SLOW) if slow else DEFAULT, tmp_path_factory.mktemp("lowered"))
+
+
+CASES = [
+    *(pytest.param(case, id=str(case)) for case in DEFAULT),
+    *(pytest.param(case, id=f"{case}-{case.layers}", marks=pytest.mark.slow) for case in SLOW),
+]
+
+
+def of_type(nodes: dict[str, GeNode], kind: str) -> list[GeNode]:
+    return [node for node in nodes.values() if node.type == kind]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_graphs_are_whole(outcome, case):
+    """Every edge comes from a node that is there, and one node is the end."""
+    for part in ("forward", "backward") if case.training else ("forward",):
+        nodes = outcome.graph(case, part)
+        for node in nodes.values():
+            assert all(edge == "" or edge.rpartition(":")[0] in nodes for edge in node.inputs), node
+        assert len(of_type(nodes, "NetOutput")) == 1 and of_type(nodes, "NetOutput")[0].inputs
+        counts = Counter(node.type for node in nodes.values())
+        (described,) = [p for p in outcome.described[str(case)]["parts"] if p["name"] == part]
+        assert described["operators"] == dict(counts)
+    assert len(outcome.described[str(case)]["parts"]) == 1 + case.training
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_our_operators_are_as_the_table_says(outcome, case):
+    for part in ("forward", "backward") if case.training else ("forward",):
+        nodes = outcome.graph(case, part)
+        for row in OPERATORS.values():
+            for node in of_type(nodes, row.ge_type):
+                order = [port.name for port in row.inputs]
+                fed = [port_of(row, name) for name in node.strings("_input_name_key")]
+                assert fed == sorted(fed, key=order.index)
+                assert {port.name for port in row.inputs if port.role != "dynamic"} <= set(fed)
+                assert {attribute.name for attribute in row.attributes} <= node.attributes.keys()
+
+
+def port_of(row, name):
+    """The input of the table that a GE input is: elements of a dynamic one have a number behind its name."""
+    names = {port.name: port.role for port in row.inputs}
+    whole = [n for n, role in names.items() if role == "dynamic" and name.startswith(n) and name[len(n) :].isdigit()]
+    return name if name in names else whole[0]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].passes != "none"])
+def test_attention_is_one_node_a_layer_with_the_models_program(outcome, case):
+    nodes = outcome.graph(case)
+    attention = of_type(nodes, "GrJaggedAttention")
+    assert len(attention) == case.layers
+    item = outcome.work[str(case)]
+    called = item.request.graph.graph.find_nodes(op="call_function", target=gr.jagged_attention.default)
+    programs = [node.args[-1] for node in called]
+    assert [node.strings("program")[0] for node in attention] == programs
+    for node, program in zip(attention, programs):
+        parsed = ScoreProgram.parse(program)
+        types = node.strings("leaves_types")
+        assert len(types) == len(parsed.leaves)
+        fed = (port_of(OPERATORS["gr::jagged_attention"], name) for name in node.strings("_input_name_key"))
+        assert Counter(name for name in fed if "leaves" in name) == Counter(f"leaves_{kind}" for kind in types)
+        assert bool(node.named_inputs()["seed"]) == parsed.has_dropout
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].passes != "none"])
+def test_packed_tokens_come_from_a_count_that_is_an_input(outcome, case):
+    nodes = outcome.graph(case)
+    (places,) = of_type(nodes, "GrTruePlaces")
+    count = nodes[places.named_inputs()["count"].rpartition(":")[0]]
+    assert count.type == ("Data" if case.dynamic else "Const")
+    assert not of_type(nodes, "GrCountTrue")
+    reached = {edge.rpartition(":")[0] for node in of_type(nodes, "GrPack") for edge in node.inputs[1:]}
+    assert reached and all(_comes_from(nodes, name, places.name) for name in reached)
+    assert len(outcome.described[str(case)]["counts"]) == 1
+
+
+def _comes_from(nodes, name, wanted):
+    while name != wanted and nodes[name].inputs:
+        name = nodes[name].inputs[0].rpartition(":")[0]
+    return name == wanted
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].training])
+def test_the_backward_takes_the_same_programs_and_sums_tables_in_order(outcome, case):
+    forward, backward = outcome.graph(case), outcome.graph(case, "backward")
+    programs = {node.strings("program")[0] for node in of_type(forward, "GrJaggedAttention")}
+    gradients = of_type(backward, "GrJaggedAttentionBackward")
+    assert len(gradients) == case.layers and {node.strings("program")[0] for node in gradients} == programs
+    for node in gradients:
+        needed = sum(node.flags("needs_grad")[3:])
+        made = [key for key in node.attributes if key.startswith("[o]")]
+        assert len(made) == 3 + needed
+    assert of_type(backward, "GrLookupGradient")
+    assert not of_type(backward, "EmbeddingDenseGrad")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sizes_are_symbols_or_numbers(outcome, case):
+    data = [node for node in outcome.graph(case).values() if node.type == "Data"]
+    unknown = sum(-1 in node.sizes() for node in data)
+    assert (unknown > 0) == case.dynamic
+    assert outcome.described[str(case)]["fixed"] == {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_are_the_models(outcome, case):
+    described = outcome.described[str(case)]
+    if case.dropout:
+        assert described["largest_difference"] is None and "random" in " ".join(described["notes"])
+        return
+    assert described["largest_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.values[0].dropout])
+def test_what_ran_is_eager_torch(outcome, case):
+    """Not only the captured graph's numbers: the model's own, called as a user calls it."""
+    model, batch = case.build()
+    outputs, gradients = torch.load(outcome.scratch / str(case) / "ran.pt")
+    with torch.set_grad_enabled(case.training):
+        expected = model(**batch)
+    tensors = [expected] if isinstance(expected, Tensor) else [*expected]
+    assert all(any(torch.allclose(o, e, 1e-4, 1e-5) for o in outputs if o.shape == e.shape) for e in tensors)
+    assert bool([g for g in gradients if g is not None]) == case.training
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+def test_a_dtype_that_ascend_has_not(outcome):
+    assert "gr::pack: dense is float64" in outcome.converted["float64"].error
+
+
+def test_operators_without_a_converter_are_all_named(outcome):
+    found = outcome.converted["unknown"]
+    assert found.missing == {"aten.lgamma.default": 2, "aten.digamma.default": 1} and not found.parts
+    with pytest.raises(LowerError, match=r"aten.digamma.default \(1x\), aten.lgamma.default \(2x\)"):
+        refuse_failures([found])
+
+
+def test_a_fill_keeps_its_value_in_the_dtype_of_the_rows(outcome):
+    nodes = read(outcome.scratch / "fill" / "forward.pbtxt")
+    (node,) = of_type(nodes, "GrUnpack")
+    fill = nodes[node.named_inputs()["fill"].rpartition(":")[0]]
+    text = "".join(fill.attributes.values())
+    assert fill.type == "Const" and "DT_INT64" in text and str(1 << 40) in text
+
+
+def test_one_graph_that_fails_stops_no_other(outcome):
+    assert outcome.converted["suffix"].error == "" and outcome.converted["suffix"].parts
