@@ -1,0 +1,161 @@
+"""`lower`: the folder is whole or not there, the errors say what to do; with a lowering that writes a line a graph."""
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+import torch
+from models import Mlp, vectors
+from torch import nn
+
+import gr_compile
+from gr_compile import ConfigError, LowerError
+from gr_compile.lower import as_markdown, find_lowering, written_whole
+
+
+class Written:
+    """A lowering that writes what it was given."""
+
+    name = "written"
+    fails = False
+    graphs = None
+
+    def supports(self, operator):
+        return True
+
+    def write(self, graphs, folder):
+        type(self).graphs = graphs
+        (folder / "half.txt").write_text("half")
+        if self.fails:
+            raise LowerError("no")
+        described = [{"name": g.name, "parts": [], "notes": []} for g in graphs]
+        return {"graphs": described, "checked": ["that"], "not_checked": ["this"]}
+
+
+@pytest.fixture
+def lowering(monkeypatch):
+    made = type("Made", (Written,), {})
+    monkeypatch.setattr(sys.modules["gr_compile.lower"], "find_lowering", lambda target: made())
+    return made
+
+
+def lower(tmp_path, model=None, *args, **options):
+    return gr_compile.lower(model or Mlp().eval(), *(args or (vectors(),)), out=tmp_path / "out", **options)
+
+
+def test_the_folder_and_the_report(tmp_path, lowering):
+    report = lower(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["half.txt", "report.json", "report.md"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    assert report["model"] == "Mlp" and report["training"] is False and report["not_checked"] == ["this"]
+    assert (tmp_path / "out" / "report.md").read_text() == as_markdown(report)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_lowering_gets(tmp_path, lowering):
+    model, x = Mlp().train(), vectors()
+    lower(tmp_path, model, x)
+    (graph,) = lowering.graphs
+    assert graph.training and graph.dynamic and not graph.ignore_zeros
+    assert torch.ops.aten.linear.default in [node.target for node in graph.captured.graph.nodes]
+    assert len(graph.inputs) == len(graph.captured.graph.find_nodes(op="placeholder"))
+    torch.testing.assert_close(graph.captured(*graph.inputs)[0], model(x))
+    assert sum(isinstance(v, torch.Tensor) and v.requires_grad for v in graph.inputs) == 4
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, False), ({"training": True}, True)])
+def test_training_is_the_models_or_what_is_said(tmp_path, lowering, given, expected):
+    lower(tmp_path, **given)
+    assert lowering.graphs[0].training is expected
+
+
+def test_the_inputs_are_those_before_the_call(tmp_path, lowering):
+    model = nn.Sequential(nn.BatchNorm1d(4)).train()
+    lower(tmp_path, model, vectors())
+    means = [v for v in lowering.graphs[0].inputs if isinstance(v, torch.Tensor) and v.shape == (4,)]
+    assert any(bool((mean == 0).all()) and not mean.requires_grad for mean in means)
+
+
+def test_an_earlier_run_is_replaced(tmp_path, lowering):
+    lower(tmp_path)
+    (tmp_path / "out" / "old.txt").touch()
+    lower(tmp_path)
+    assert not (tmp_path / "out" / "old.txt").exists()
+
+
+def test_a_failure_leaves_what_was_there(tmp_path, lowering):
+    lower(tmp_path)
+    lowering.fails = True
+    with pytest.raises(LowerError, match="no"):
+        lower(tmp_path)
+    assert (tmp_path / "out" / "report.json").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("report", [None, "{", '{"schema": 1}'])
+def test_what_lower_did_not_write_whole_is_not_touched(tmp_path, lowering, report):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    if report is not None:
+        (tmp_path / "out" / "report.json").write_text(report)
+    with pytest.raises(LowerError, match=r"no whole report\.json of gr_compile\.lower"):
+        lower(tmp_path)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "mine" and lowering.graphs is None
+
+
+def test_a_file_in_its_place(tmp_path, lowering):
+    (tmp_path / "out").touch()
+    with pytest.raises(LowerError, match="is no folder"):
+        lower(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, lowering):
+    (tmp_path / "file").touch()
+    with pytest.raises(LowerError, match="cannot be written"):
+        gr_compile.lower(Mlp(), vectors(), out=tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_permission(tmp_path, lowering):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(LowerError, match="cannot be written"):
+        lower(tmp_path)
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), written_whole(tmp_path / "out") as folder:
+        (folder / "half").touch()
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def mutates(x):
+    x.add_(1)
+    return x * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (mutates, "is not captured whole.*changed in place"),
+        (lambda x: 3, "computes nothing with tensors"),
+    ],
+)
+def test_models_that_cannot_be_lowered(tmp_path, lowering, model, said):
+    with pytest.raises(LowerError, match=said):
+        lower(tmp_path, model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_targets():
+    with pytest.raises(ConfigError, match="no such target; there are ascend, eager, inductor"):
+        find_lowering("ascent")
+    with pytest.raises(ConfigError, match="writes no files"):
+        find_lowering("eager")
+    assert find_lowering("ascend").supports("gr::pack") and not find_lowering("ascend").supports("gr::sort")
+
+
+def test_running_on_ascend_is_refused_and_names_lower():
+    with pytest.raises(ConfigError, match=r"CANN.*gr_compile\.lower\(model"):
+        gr_compile.optimize(Mlp(), target="ascend")
