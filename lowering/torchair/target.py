@@ -81,7 +81,7 @@ class Work:
         self.graph = graph
         prepared = sizes.prepare(graph.graph)
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
-        self.random = _draws(graph.captured)
+        self.random = draws(graph.captured)
         self.request = Request(
             graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.random
         )
@@ -100,7 +100,7 @@ class Work:
             (own / COUNTS).write_text(printed.source, encoding="utf-8")
             for name, constant in printed.files.items():
                 torch.save(constant, own / name)
-        gap = None if self.random else self._compare(scratch / self.graph.name / RAN)
+        gap = None if self.random else self.compare(scratch / self.graph.name / RAN)
         return {
             "name": self.graph.name,
             "program": f"{self.graph.name}/{PROGRAM}",
@@ -131,7 +131,7 @@ class Work:
             notes.append("checkpointed regions keep their activations: nothing is computed twice")
         return notes
 
-    def _compare(self, path: Path) -> float:
+    def compare(self, path: Path) -> float:
         """The largest relative difference of outputs and gradients from the captured graph's.
 
         Raises:
@@ -178,22 +178,21 @@ def _coarsest(graph_module: fx.GraphModule) -> torch.dtype:
     return next((dtype for dtype in order if dtype in found), torch.float64)
 
 
-def _draws(graph_module: fx.GraphModule) -> str:
+def draws(graph_module: fx.GraphModule) -> str:
     """The first operator that draws random numbers; "" where none does."""
     for node in graph_module.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and not _drops_nothing(node):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _drops_nothing(node):
             return str(node.target)
     return ""
 
 
 def _drops_nothing(node: fx.Node) -> bool:
-    """A dropout of rate 0, or outside training; attention with a rate of 0."""
+    """A dropout of rate 0, or outside training; attention whose dropout has rate 0."""
     schema: Any = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments]
-    given = {**dict(zip(names, node.args)), **node.kwargs}
-    rate = given.get("p", given.get("dropout_p", None if "p" in names else 0.0))
-    return rate == 0 or given.get("train", True) is False
+    given = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    given.update(zip((argument.name for argument in schema.arguments), node.args))
+    given.update(node.kwargs)
+    return given.get("p", given.get("dropout_p")) == 0 or given.get("train", True) is False
 
 
 class AscendTarget:
