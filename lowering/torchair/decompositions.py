@@ -81,6 +81,22 @@ def amax(x: Tensor, dims: Sequence[int] = (), keepdim: bool = False) -> Any:
     return x
 
 
+_DIGIT = 22  # bits: torchair draws a whole number as a float32 in [0, 1) times the bound
+
+
+def randint(low: int, high: int, size: Sequence[int], *, dtype: Any = torch.int64, device: Any = None, **_: Any) -> Any:
+    """Numbers in [low, high), in digits of 22 bits: seeds of attention's dropout have 62."""
+    if not isinstance(low, int) or not isinstance(high, int):
+        return NotImplemented
+    span = rest = high - low
+    value, shift = aten.randint.default(min(rest, 1 << _DIGIT), size, dtype=torch.int64, device=device), 0
+    while rest > 1 << _DIGIT:
+        shift, rest = shift + _DIGIT, -(-rest >> _DIGIT)
+        digit = aten.randint.default(min(rest, 1 << _DIGIT), size, dtype=torch.int64, device=device)
+        value = value + digit * (1 << shift)
+    return (value % span + low if shift else value + low).to(dtype or torch.int64)
+
+
 def sub_scalar(x: Tensor, other: Any, alpha: Any = 1) -> Any:
     """The form for tensors takes numbers, too."""
     return aten.sub.Tensor(x, other, alpha=alpha)
@@ -106,6 +122,7 @@ OURS: Mapping[Any, Callable[..., Any]] = {
     aten.embedding_dense_backward.default: embedding_dense_backward,
     aten.index_put.default: index_put,
     aten.isnan.default: lambda x: aten.ne.Tensor(x, x),
+    aten.randint.low: randint,
     aten.repeat_interleave.Tensor: repeat_interleave,
     aten.roll.default: roll,
     aten.sub.Scalar: sub_scalar,

@@ -33,9 +33,9 @@ class Case:
     dropout: float = 0.0
 
     def __str__(self) -> str:
-        words = (self.model, "training" if self.training else "forward", "dynamic" if self.dynamic else "static")
-        bucket = ("bucket",) if "bucket" in self.passes else ()
-        return "-".join([*words, *bucket, *(("dropout",) if self.dropout else ())])
+        words = [self.model, "training" if self.training else "forward", "dynamic" if self.dynamic else "static"]
+        words += [f"{self.layers}-layers", *(["dropout"] if self.dropout else [])]
+        return "-".join([*words, *({BUCKET: ["bucket"], "none": ["untouched"]}.get(self.passes, []))])
 
     def build(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """The model and one batch of right-padded sequences."""
@@ -61,8 +61,8 @@ class Case:
         return graph
 
 
-DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False))
 BUCKET = "default,eliminate-padding{mode=bucket,multiple=4}"
+DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False))
 SLOW = (
     *(Case(m, training, dynamic, 2) for m in _MODELS for training in (True, False) for dynamic in (True, False)),
     Case("hstu", True, True, passes=BUCKET),

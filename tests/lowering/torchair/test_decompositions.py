@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gr_compile.lowering.torchair.decompositions import OURS, decompositions, roll
+from gr_compile.lowering.torchair.decompositions import OURS, decompositions, randint, roll
 
 aten = torch.ops.aten
 X = torch.tensor([[3.0, -1.0, 0.5], [2.0, 7.0, float("nan")]])
@@ -46,7 +46,18 @@ def test_it_is_what_torch_computes(name):
 
 
 def test_every_decomposition_is_tested():
-    assert {call[0] for call in CALLS.values()} == set(OURS)
+    assert {call[0] for call in CALLS.values()} | {aten.randint.low} == set(OURS)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 2**62), (-5, 7), (10, 10 + 2**22), (0, 2**40 + 1), (-(2**62), 2**61)])
+def test_random_numbers_fill_their_range(low, high):
+    torch.manual_seed(0)
+    drawn = randint(low, high, [4000])
+    shares = (drawn.double() - low) / (high - low)
+    assert drawn.dtype == torch.int64 and low <= int(drawn.min()) and int(drawn.max()) < high
+    assert float(shares.min()) < 0.1 and float(shares.max()) > 0.9 and abs(float(shares.mean()) - 0.5) < 0.05
+    assert len(drawn.unique()) > min(high - low, 3900) - 1
+    assert len((drawn % 64).unique()) == min(high - low, 64)
 
 
 @pytest.mark.parametrize(

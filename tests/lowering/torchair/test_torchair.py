@@ -72,7 +72,7 @@ def outcome(tmp_path_factory, request):
 
 CASES = [
     *(pytest.param(case, id=str(case)) for case in DEFAULT),
-    *(pytest.param(case, id=f"{case}-{case.layers}", marks=pytest.mark.slow) for case in SLOW),
+    *(pytest.param(case, id=str(case), marks=pytest.mark.slow) for case in SLOW),
 ]
 
 
