@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator, Port
 
@@ -53,7 +54,8 @@ class _Call:
     def __init__(self, row: Operator, given: dict[str, Any]) -> None:
         from torchair import ge  # type: ignore[import-not-found, unused-ignore]
 
-        self.ge, self.row, self.given = ge, row, given
+        self.ge, self.row = ge, row
+        self.given = pytree.tree_map_only(torch.Tensor, self._literal, given)
 
     def build(self) -> Any:
         inputs = {port.name: self._input(port) for port in self.row.inputs}
@@ -79,14 +81,16 @@ class _Call:
         return value
 
     def _constant(self, port: Port, value: Any) -> Any:
-        """A number, or a list of numbers and sizes, as an input."""
-        from torchair._ge_concrete_graph.ge_apis import Pack  # type: ignore[import-not-found, unused-ignore]
-
-        if isinstance(value, (list, tuple)) and any(isinstance(item, self.ge.Tensor) for item in value):
-            return Pack([*value], N=len(value), axis=0)
+        """A number, or a list of numbers, as an input; torchair has packed a list with sizes before."""
         like = (self.row.like or {}).get(port.argument)
         dtype = dtype_of(self.given[like]) if like is not None else "int64"
         return self._const(value, dtype or "int64")
+
+    def _literal(self, value: torch.Tensor) -> Any:
+        """A tensor of the graph's own, with its dtype."""
+        made = self._const(value, str(value.dtype).removeprefix("torch."))
+        made.set_meta(value)
+        return made
 
     def _const(self, value: Any, dtype: str) -> Any:
         from torchair.ge._ge_graph import Const, torch_type_to_ge_type  # type: ignore[import-not-found, unused-ignore]

@@ -24,9 +24,12 @@ from gr_compile.ops.score_program import ScoreProgram
 gr = torch.ops.gr
 
 
+LITERAL, OFFSETS = torch.tensor([[0.5, 2.0, 3.0]]), torch.tensor([0, 1])
+
+
 def small(name, function, *inputs, training=False):
     """A graph of a few operators."""
-    graph = make_fx(function, tracing_mode="fake", pre_dispatch=True)(*inputs)
+    graph = make_fx(function, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)(*inputs)
     return Request(name, graph, inputs, training, False, False)
 
 
@@ -37,6 +40,7 @@ def refused():
         small("float64", lambda x, i: [gr.pack(x, i)], wide, place),
         small("unknown", lambda x: [torch.lgamma(x), torch.lgamma(x + 1), torch.digamma(x)], torch.ones(3)),
         small("fill", lambda x, i: [gr.unpack(x, i, 1, 2, 1 << 40)], torch.tensor([7]), place),
+        small("literal", lambda x, i: [gr.segment_sum(gr.pack(x, i) * LITERAL, OFFSETS)], wide.float(), place),
         small("suffix", lambda m: [gr.suffix_any(m)], mask),
     ]
 
@@ -211,6 +215,14 @@ def test_a_fill_keeps_its_value_in_the_dtype_of_the_rows(outcome):
     fill = nodes[node.named_inputs()["fill"].rpartition(":")[0]]
     text = "".join(fill.attributes.values())
     assert fill.type == "Const" and "DT_INT64" in text and str(1 << 40) in text
+
+
+def test_a_literal_keeps_its_dtype(outcome):
+    nodes = read(outcome.scratch / "literal" / "forward.pbtxt")
+    (node,) = of_type(nodes, "GrSegmentSum")
+    offsets = node.named_inputs()["offsets"]
+    assert "DT_INT64" in node.attributes["[i]offsets"] and offsets.rpartition(":")[0] in nodes
+    assert "DT_FLOAT" in node.attributes["[i]values"]
 
 
 def test_one_graph_that_fails_stops_no_other(outcome):
