@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+import torch.utils._pytree as pytree
 
 from gr_compile.inspection.program import print_program
 from gr_compile.inspection.values import size_hint
@@ -84,10 +85,32 @@ class Request:
         if not self.dynamic:
             return known if known is not None else size_hint(size)
         if known is not None:
-            hints[str(expression)] = known
+            hints[str(expression)] = known if expression in self._backed(size) else self._apart(known)
         for symbol in expression.free_symbols - {expression if known is not None else None}:
             hints.setdefault(str(symbol), _hint(size, symbol))
         return str(expression)
+
+    @staticmethod
+    def _backed(size: torch.SymInt) -> Any:
+        return size.node.shape_env.backed_var_to_val
+
+    def _apart(self, count: int) -> int:
+        """What a count is taken for: no size that the graph has anyway.
+
+        Where the two were equal, tracing would ask whether they are, and settle the count on that number.
+        """
+        taken = _constant_sizes(self.graph.graph) | {int(value) for value in self.inputs if isinstance(value, int)}
+        apart = max(count, 2) + 1
+        while apart in taken:
+            apart += 1
+        return apart
+
+
+def _constant_sizes(graph: fx.Graph) -> set[int]:
+    values = (leaf for node in graph.nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
+    return {
+        size for value in values if isinstance(value, torch.Tensor) for size in value.shape if isinstance(size, int)
+    }
 
 
 def _hint(size: torch.SymInt, symbol: Any) -> int:
