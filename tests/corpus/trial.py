@@ -2,8 +2,8 @@
 
 A request: {names, batch, n, fill, declared, target}. The answer, by name: whether outputs and gradients are eager's,
 what the passes matched and missed, the operators that ran over padded places, places, valid ones and those computed,
-graphs and torch.compile's; with "times" medians of milliseconds against torch.compile; with "dropout" how often drawn
-losses and gradients of both are; or {error} where it failed.
+graphs and torch.compile's; with "times" (fills) also medians of milliseconds against torch.compile, by fill and mode;
+with "dropout" how often drawn losses and gradients of both are; or {error} where it failed.
 """
 
 from __future__ import annotations
@@ -44,16 +44,24 @@ def tried(name: str, request: dict[str, Any]) -> dict[str, Any]:
     torch._dynamo.reset()
     torch.manual_seed(0)
     try:
-        size = importlib.import_module("subject").Size(request["batch"], request["n"], request["fill"])
-        subject = maker_of(name)(size)
-        subject.model.train()
+        subject, valid = made(name, request, request["fill"])
         if request.get("dropout"):
             return drawn(subject, request)
-        if request.get("times"):
-            return {"inference": times(subject, request, False), "training": times(subject, request, True)}
-        return compare(subject, request, int(size.lengths().sum()))
+        fast, answer = compare(subject, request, valid)
+        fills = {fill: made(name, request, fill)[0].arguments for fill in request.get("times", ())}
+        if fills:
+            answer["times"] = times(subject.model, fast, fills, request["repeats"])
+        return answer | {"count_of_torch_compile": graphs_of_torch_compile(subject.model, subject.arguments)}
     except Exception:
         return {"error": traceback.format_exc()}
+
+
+def made(name: str, request: dict[str, Any], fill: float) -> tuple[Any, int]:
+    """The subject at a fill, in training mode, and its valid places."""
+    size = importlib.import_module("subject").Size(request["batch"], request["n"], fill)
+    subject = maker_of(name)(size)
+    subject.model.train()
+    return subject, int(size.lengths().sum())
 
 
 def family_of(name: str) -> str:
@@ -75,25 +83,25 @@ PREFIX: dict[str, tuple[str, ...]] = {
 
 
 # ------------------------------------------------------------------------------------------------- right?
-def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]:
-    """Outputs, gradients and what the passes say, against eager."""
+def compare(subject: Any, request: dict[str, Any], valid: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The optimised model; outputs, gradients and what the passes say, against eager."""
     import gr_compile
 
-    eager = copy.deepcopy(subject.model)
+    eager = subject.model
     padding = subject.padding if request.get("declared") else "auto"
-    fast = gr_compile.optimize(subject.model, padding=padding, target=request["target"])
+    fast = gr_compile.optimize(copy.deepcopy(eager), padding=padding, target=request["target"])
     got, want = step(fast, subject.arguments), step(eager, subject.arguments)
     if padding != "auto":  # places that were declared to be padding hold anything in eager's outputs
         mask = subject.arguments[1].bool()
         got, want = [x[mask] for x in got], [x[mask] for x in want]
-    grads = [(p.grad, q.grad) for p, q in zip(subject.model.parameters(), eager.parameters())]
-    kept = [x for x in zip(subject.model.buffers(), eager.buffers()) if x[0].is_floating_point()]
+    grads = [(p.grad, q.grad) for p, q in zip(fast.parameters(), eager.parameters())]
+    kept = [x for x in zip(fast.buffers(), eager.buffers()) if x[0].is_floating_point()]
     buffers = max((distance(a, b, 0.0) for a, b in kept), default=0.0)
     largest = max([float(q.norm()) for _, q in grads if q is not None], default=1.0)
     told = gr_compile.explain(fast).to_json()
     count = len(gr_compile.report(fast))
     dense, computed = watched(fast, subject)
-    return {
+    return fast, {
         "outputs": max(distance(a, b, 0.0) for a, b in zip(got, want)),
         "gradients": max((distance(p, q, 1e-3 * largest) for p, q in grads), default=0.0),
         "buffers": buffers,
@@ -102,7 +110,7 @@ def compare(subject: Any, request: dict[str, Any], valid: int) -> dict[str, Any]
         "failed": [report.passes_failed for report in gr_compile.report(fast) if report.passes_failed],
         "dense": dense,
         "places": request["batch"] * request["n"], "valid": valid, "computed": computed,
-        "count": count, "count_of_torch_compile": graphs_of_torch_compile(eager, subject.arguments),
+        "count": count,
     }  # fmt: skip
 
 
@@ -191,26 +199,29 @@ def statistics_of(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[float, 
 
 
 # ------------------------------------------------------------------------------------------------- times
-def times(subject: Any, request: dict[str, Any], training: bool) -> dict[str, float]:
-    """Medians over rounds in which torch.compile and gr_compile take turns."""
-    import gr_compile
-
-    torch._dynamo.reset()
-    padding = subject.padding if request.get("declared") else "auto"
-    runs = {
-        "torch_compile": torch.compile(copy.deepcopy(subject.model)),
-        "gr_compile": gr_compile.optimize(copy.deepcopy(subject.model), padding=padding),
+def times(
+    eager: nn.Module, fast: nn.Module, fills: dict[float, tuple[Any, ...]], repeats: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By fill and mode: medians of milliseconds over rounds in which torch.compile and gr_compile take turns."""
+    runs = {"torch_compile": torch.compile(copy.deepcopy(eager)), "gr_compile": fast}
+    return {
+        str(fill): {mode: medians(runs, arguments, mode, repeats) for mode in ("inference", "training")}
+        for fill, arguments in fills.items()
     }
+
+
+def medians(runs: dict[str, Any], arguments: tuple[Any, ...], mode: str, repeats: int) -> dict[str, float]:
+    """Milliseconds of a run in this mode; the first three rounds, which compile and warm up, are not counted."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(3 + request["repeats"]):
+    for turn in range(3 + repeats):
         for name, model in runs.items():
             start = time.perf_counter()
-            if training:
+            if mode == "training":
                 model.zero_grad(set_to_none=True)
-                step(model, subject.arguments)
+                step(model, arguments)
             else:
                 with torch.no_grad():
-                    model(*subject.arguments)
+                    model(*arguments)
             if turn >= 3:
                 samples[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(found) for name, found in samples.items()}
