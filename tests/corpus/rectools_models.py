@@ -43,12 +43,15 @@ class Scores(nn.Module):
 
 
 def dataset(lengths: list[int]) -> Any:
-    """Users with one event more than places: the next item of the last place."""
+    """Users with one event more than places: the next item of the last place. Every item is seen before one is again,
+    so that long datasets have the same catalogue."""
     generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, ITEMS, (sum(lengths) + len(lengths),), generator=generator)
+    items = iter(torch.cat([torch.randperm(ITEMS, generator=generator), drawn]).tolist())
     rows = [
-        (user, item, 1.0, 1_600_000_000 + 3_333 * place)
+        (user, next(items), 1.0, 1_600_000_000 + 3_333 * place)
         for user, length in enumerate(lengths)
-        for place, item in enumerate(torch.randint(0, ITEMS, (length + 1,), generator=generator).tolist())
+        for place in range(length + 1)
     ]
     frame = pandas.DataFrame(rows, columns=["user_id", "item_id", "weight", "datetime"])
     frame["datetime"] = pandas.to_datetime(frame["datetime"], unit="s")
