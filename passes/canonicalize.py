@@ -3,6 +3,9 @@
     before   y = _unsafe_view(clone(x)); z = to(y, float32); m = masked_fill(z, ~mask, 0.); w = addmm(b, x, t(W))
     after    y = view(x); m = where(mask, z, 0); w = linear(x, W, b)
 
+    before   softmax(x - amax(x, -1, keepdim=True), -1)
+    after    softmax(x, -1)
+
     before   q = cat(split(x, 16, dim=2), dim=0)
     after    q = reshape(permute(reshape(x, [B, N, H, 16]), (2, 0, 1, 3)), [H * B, N, 16])
 
@@ -12,6 +15,7 @@ calls become one. Bitwise: no value changes.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -209,6 +213,43 @@ def _addmm(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     return editor.call(aten.linear.default, kind.left, transposed.source, kind.bias)
 
 
+def _softmax(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
+    """softmax(x - max(x)) -> softmax(x), which subtracts the maximum itself.
+
+    Rows that are all -inf, or hold inf or NaN, are NaN in both; the gradient of what all of a row share is 0.
+    """
+    shifted: Any = node.args[0]
+    if shifted.target is not aten.sub.Tensor or shifted.kwargs.get("alpha", 1) != 1:
+        return None
+    source, shift = shifted.args
+    if not isinstance(shift, fx.Node) or not same_dims(source, node):
+        return None
+    if not _is_maximum(_undetached(shift), source, int(node.args[1])):  # type: ignore[arg-type]
+        return None
+    return editor.again(node, self=source)
+
+
+def _is_maximum(node: fx.Node, source: fx.Node, dim: int) -> bool:
+    """Is it the maximum of `source` along `dim`, which it keeps?"""
+    if node.target is operator.getitem and node.args[1] == 0:
+        node = node.args[0]  # type: ignore[assignment]
+        if node.target is not aten.max.dim:
+            return False
+        dims: Any = [node.args[1]]
+    elif node.target is aten.amax.default:
+        dims = ops.argument(node, 1, "dim", ())
+    else:
+        return False
+    if _undetached(node.args[0]) is not source:
+        return False
+    rank = ops.rank(source)
+    return [d % rank for d in dims] == [dim % rank] and bool(ops.argument(node, 2, "keepdim", False))
+
+
+def _undetached(value: Any) -> Any:
+    return value.args[0] if isinstance(value, fx.Node) and value.target is aten.detach.default else value
+
+
 def _joined_parts(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     """cat or stack of all parts of one tensor -> a reshape and a permutation of it."""
     kind: Any = ops.kind_of(node)
@@ -240,6 +281,8 @@ _RULES: dict[Any, Callable[[fx.Node, GraphEditor], fx.Node | None]] = {
     aten._unsafe_view.default: _view,
     aten.view.default: _view,
     aten.addmm.default: _addmm,
+    aten.softmax.int: _softmax,
+    aten._softmax.default: _softmax,
     aten.full_like.default: _full,
     **dict.fromkeys(_LIKE, _full),
     aten.cat.default: _joined_parts,

@@ -58,6 +58,18 @@ CASES = {
     "addmm of a matrix that is not transposed stays": (
         lambda x: torch.addmm(BIAS[:1].expand(4), x, WEIGHT.t() @ WEIGHT), None,
     ),
+    "softmax of differences to the maximum": (lambda x: (x - x.amax(-1, keepdim=True)).softmax(-1), ["softmax.int"]),
+    "and to max's, detached": (lambda x: (x - x.detach().max(1, keepdim=True)[0]).softmax(-1), ["softmax.int"]),
+    "softmax of differences to another dimension's maximum stays": (
+        lambda x: (x - x.amax(0, keepdim=True)).softmax(-1), ["amax.default", "sub.Tensor", "softmax.int"],
+    ),
+    "softmax of differences to another's maximum stays": (
+        lambda x: (x - (2 * x).amax(-1, keepdim=True)).softmax(-1),
+        ["mul.Tensor", "amax.default", "sub.Tensor", "softmax.int"],
+    ),
+    "softmax of differences to the minimum stays": (
+        lambda x: (x - x.amin(-1, keepdim=True)).softmax(-1), ["amin.default", "sub.Tensor", "softmax.int"],
+    ),
     "cast to the same dtype": (lambda x: x.to(torch.float32) + x.float() + 1, ["add.Tensor", "add.Tensor"]),
     "cast to another dtype stays": (lambda x: x.double() + 1, ["_to_copy.default", "add.Tensor"]),
     "whole slice": (lambda x: x[:, :] * 2 + x[:, :4], ["mul.Tensor", "add.Tensor"]),
