@@ -15,7 +15,6 @@ calls become one. Bitwise: no value changes.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.layout import is_floating
 from gr_compile.analysis.parts import parts_of
+from gr_compile.analysis.softmax_rules import is_maximum
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Match, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
@@ -224,30 +224,9 @@ def _softmax(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
     source, shift = shifted.args
     if not isinstance(shift, fx.Node) or not same_dims(source, node):
         return None
-    if not _is_maximum(_undetached(shift), source, int(node.args[1])):  # type: ignore[arg-type]
+    if not is_maximum(shift, source, int(node.args[1])):  # type: ignore[arg-type]
         return None
     return editor.again(node, self=source)
-
-
-def _is_maximum(node: fx.Node, source: fx.Node, dim: int) -> bool:
-    """Is it the maximum of `source` along `dim`, which it keeps?"""
-    if node.target is operator.getitem and node.args[1] == 0:
-        node = node.args[0]  # type: ignore[assignment]
-        if node.target is not aten.max.dim:
-            return False
-        dims: Any = [node.args[1]]
-    elif node.target is aten.amax.default:
-        dims = ops.argument(node, 1, "dim", ())
-    else:
-        return False
-    if _undetached(node.args[0]) is not source:
-        return False
-    rank = ops.rank(source)
-    return [d % rank for d in dims] == [dim % rank] and bool(ops.argument(node, 2, "keepdim", False))
-
-
-def _undetached(value: Any) -> Any:
-    return value.args[0] if isinstance(value, fx.Node) and value.target is aten.detach.default else value
 
 
 def _joined_parts(node: fx.Node, editor: GraphEditor) -> fx.Node | None:

@@ -1,4 +1,4 @@
-"""Element rules, one an operator: pointwise arithmetic, comparisons and logic, casts, generators, softmax."""
+"""Element rules, one an operator: pointwise arithmetic, comparisons and logic, casts, generators."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ from gr_compile.analysis.expr import (
     unary,
     where,
 )
+from gr_compile.analysis.softmax_rules import SOFTMAX_RULES
 
 aten = torch.ops.aten
-RULES: dict[Any, Rule] = {**VIEW_RULES, **WRITE_RULES}
+RULES: dict[Any, Rule] = {**VIEW_RULES, **WRITE_RULES, **SOFTMAX_RULES}
 _CASE_SPLITS_AND_GATHERS = {
     aten.pad.default, aten.constant_pad_nd.default, aten.cat.default, aten.concat.default, aten.stack.default,
     aten.roll.default, aten.index.Tensor, aten.embedding.default, aten.index_select.default, aten.gather.default,
@@ -370,26 +371,6 @@ def _triangle_rule(upper: bool) -> Rule:
 
 RULES[aten.tril.default] = _triangle_rule(False)
 RULES[aten.triu.default] = _triangle_rule(True)
-
-
-# ---------------------------------------------------------------------------------------------- softmax
-@_register(aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
-def _softmax(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    dim = int(node.args[1]) % len(indices)  # type: ignore[arg-type]
-    if indices[dim].op != "index":
-        raise Blocked("a softmax over a dimension that is read at a computed place", node)
-    logits = cast(pull.element(node.args[0], indices), pull.dtype(node))
-    safe = node.target is aten._safe_softmax.default
-    return make("safe_softmax" if safe else "softmax", (logits, indices[dim]), pull.dtype(node))
-
-
-@_register(aten.nan_to_num.default)
-def _nan_to_num(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
-    """Of a softmax: its rows without a key, all -inf, are NaN, and 0 is what a safe softmax gives there."""
-    weights = pull.broadcast(node.args[0], node, indices)
-    if weights.op != "softmax" or ops.argument(node, 1, "nan", None) not in (None, 0):
-        raise Blocked("nan_to_num of anything but a softmax", node)
-    return make("safe_softmax", weights.args, weights.dtype)
 
 
 for _target in (

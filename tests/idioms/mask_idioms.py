@@ -84,6 +84,30 @@ def nan_to_num_of_finite_masks(scores: Tensor, d: Inputs) -> Tensor:
     return torch.nan_to_num(torch.softmax(scores.masked_fill(~seen, -1e9), -1))
 
 
+def nan_to_num_of_shifted(scores: Tensor, d: Inputs) -> Tensor:
+    """A row without a key is -inf less its maximum, -inf: NaN, and becomes 0."""
+    logits = scores.masked_fill(~d.seen, -math.inf)
+    return torch.nan_to_num(torch.softmax(logits - logits.amax(-1, keepdim=True), -1))
+
+
+def nan_to_num_of_shifted_biases(m: Small, d: Inputs) -> Tensor:
+    """The same of weights that read positions alone, and a first place, valid or not, without a key."""
+    n = d.ids.shape[1]
+    before = (d.places[:, None] > d.places) & d.mask[:, None, None]
+    bias = m.bias[torch.arange(n) - torch.arange(n)[:, None] + n].masked_fill(~before, -math.inf)
+    weights = torch.nan_to_num(torch.softmax(bias - bias.amax(-1, keepdim=True), -1))
+    return m.loss(m.attend(m.tokens(d), lambda scores: weights.expand_as(scores)), d)
+
+
+def nan_to_num_of_a_bias(m: Small, d: Inputs) -> Tensor:
+    """A bias of queries that may be -inf: -inf - -inf is no logit that is masked out, but NaN all the same."""
+    x = m.tokens(d)
+    bias = torch.logsumexp(m.feature(d.features).masked_fill(~d.mask[..., None], -math.inf), -1)[:, None, :, None]
+    return m.loss(
+        m.attend(x, lambda s: torch.nan_to_num(torch.softmax(s.masked_fill(~d.seen, -math.inf) - bias, -1))), d
+    )
+
+
 def elu_of_scores(scores: Tensor, d: Inputs) -> Tensor:
     return (F.elu(scores) + 1) * d.seen
 
@@ -190,6 +214,12 @@ MASKS: dict[str, Idiom] = {
     "mask by adding finfo.min": Idiom(weighing(adding_finfo_min), attentions=1),
     "NaN of rows without a key made 0": Idiom(weighing(nan_to_num), attentions=1),
     "NaN made 0 where masks are finite": Idiom(weighing(nan_to_num_of_finite_masks), attentions=1, reads="both"),
+    "NaN of rows less their maximum made 0": Idiom(weighing(nan_to_num_of_shifted), attentions=1),
+    "NaN of rows less their maximum made 0, positions alone": Idiom(nan_to_num_of_shifted_biases, attentions=1),
+    "NaN made 0 of logits less a number that may be -inf": Idiom(
+        nan_to_num_of_a_bias, dense=frozenset({"linear", "matmul", "embedding", "softmax"}), reads="both",
+        misses=(("a softmax whose logits a computed number is added to", ""),),
+    ),
     "mask of elu": Idiom(weighing(elu_of_scores), attentions=1),
     "mask of relu6 and hardtanh": Idiom(weighing(relu6_of_scores), attentions=1),
     "mask with a decay by distance": Idiom(weighing(decayed), attentions=1),
