@@ -24,7 +24,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=180, kernel_name="this-python", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=180, iopub_timeout=60, kernel_name="this-python", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
