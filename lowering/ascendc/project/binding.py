@@ -1,0 +1,104 @@
+"""torch_binding/binding.cpp: each operator's PrivateUse1 kernel, which calls the package's aclnn function.
+
+Schema, meta function and autograd formula of a `gr::` operator are registered by gr_compile.ops; they are not printed
+a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gr_compile.lowering.ascendc.formulas import Formula, as_cpp, calls
+from gr_compile.lowering.ascendc.operators import Operator, Port
+from gr_compile.lowering.ascendc.project.host import read_numbers
+from gr_compile.lowering.ascendc.recipes import RECIPES
+from gr_compile.lowering.ascendc.vector import kernel_name
+
+_TYPES = {"Tensor": "const at::Tensor&", "SymInt": "int64_t", "number": "const at::Scalar&"}
+
+
+def binding(rows: Sequence[Operator]) -> str:
+    """The file for all operators of the project."""
+    includes = "\n".join(f'#include "aclnn_{kernel_name(row)}.h"' for row in rows)
+    functions = "\n".join(_function(row) for row in rows)
+    registered = "\n".join(f'  m.impl("{row.name}", TORCH_FN({kernel_name(row)}));' for row in rows)
+    return f"""\
+// The gr:: operators on NPU tensors.
+#include "aclnn_call.h"
+{includes}
+
+{functions}
+TORCH_LIBRARY_IMPL(gr, PrivateUse1, m) {{
+{registered}
+}}
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{}}
+"""
+
+
+def _function(row: Operator) -> str:
+    recipe, name = RECIPES[f"gr::{row.name}"], kernel_name(row)
+    arguments = row.overload._schema.arguments
+    parameters = ", ".join(f"{_TYPES[_kind(argument)]} {argument.name}" for argument in arguments)
+    whole = row.overload._schema.returns[0].type.kind() != "TensorType"
+    read = read_numbers(recipe)
+    device = arguments[0].name
+    held = [f"  const {_operand(port, port.name in read, row)};" for port in row.inputs]
+    passed = ", ".join([
+        *(f"{port.name}_" for port in row.inputs), *(attribute.argument for attribute in row.attributes), "y_",
+        "bytes", "executor",
+    ])  # fmt: skip
+    return "\n".join([
+        f"static {'int64_t' if whole else 'at::Tensor'} {name}({parameters}) {{",
+        f"  at::Tensor y = at::empty({_sizes(row)}, {_options(row)});",
+        *held,
+        "  const Operand y_(y);",
+        f'  launch("gr::{row.name}", {device},',
+        "         [&](uint64_t* bytes, aclOpExecutor** executor) {",
+        f"           return aclnn{row.ge_type}GetWorkspaceSize({passed});",
+        "         },",
+        f"         aclnn{row.ge_type});",
+        f"  return {'y.item<int64_t>()' if whole else 'y'};",
+        "}",
+        "",
+    ])  # fmt: skip
+
+
+def _kind(argument: object) -> str:
+    return "SymInt" if str(argument.real_type) == "int" else str(argument.real_type)  # type: ignore[attr-defined]
+
+
+def _operand(port: Port, read: bool, row: Operator) -> str:
+    """An argument as aclnn takes it: a number that the host reads, a tensor, or a number in a tensor's dtype."""
+    like = (row.like or {}).get(port.argument)
+    if read:
+        return f"Number {port.name}_({port.name})"
+    if like is not None:
+        return f"Operand {port.name}_(at::full({{1}}, {port.name}, {like}.options()))"
+    return f"Operand {port.name}_({port.name})"
+
+
+def _sizes(row: Operator) -> str:
+    numbers, rest = [], ""
+    for text in RECIPES[f"gr::{row.name}"].shape:
+        ((what, words), *_) = calls(Formula("size", text))
+        if what == "rest":
+            rest = f", {words[0]}.sizes().slice({words[1]})"
+        else:
+            (line,) = as_cpp([Formula("size", text)], _spell)
+            numbers.append(line.removeprefix("int64_t size = ")[:-1])
+    return f"joined({{{', '.join(numbers)}}}{rest})"
+
+
+def _spell(what: str, words: Sequence[str | int]) -> str:
+    return str(words[0]) if what == "number" else f"{words[0]}.size({words[1]})"
+
+
+def _options(row: Operator) -> str:
+    (result,) = row.outputs
+    first = row.inputs[0].name
+    if not result.variable:
+        return f"{first}.options().dtype(at::kLong)"
+    source = next((port.name for port in row.inputs if port.variable == result.variable), None)
+    if source is not None:
+        return f"{source}.options()"
+    return f"{first}.options().dtype({first}.is_floating_point() ? {first}.scalar_type() : at::kLong)"
