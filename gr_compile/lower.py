@@ -275,6 +275,17 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             counts = ", ".join(f"{name} {number}" for name, number in sorted(part["operators"].items()))
             lines += [f"- `{part['file']}`: {sum(part['operators'].values())} nodes ({counts})"]
         lines += [f"- {note}" for note in graph["notes"]] + [""]
+    lines += _operators_text(report.get("operators") or {})
     for title, key in (("Checked", "checked"), ("Not checked", "not_checked")):
         lines += [f"## {title}", "", *(f"- {text}" for text in report[key]), ""]
     return "\n".join(lines)
+
+
+def _operators_text(found: Mapping[str, Any]) -> list[str]:
+    """Of a target that writes operators of its own: which have a kernel, their tiling and why, and which have none."""
+    if not found or not (found["kernels"] or found["without_kernel"]):
+        return []
+    lines = ["## Operators", "", f"`{found['folder']}/`; tilings at the example's sizes, for {found['machine']}:", ""]
+    lines += [f"- `{one['operator']}` ({one['calls']}x): {one['reason']}" for one in found["kernels"]]
+    lines += [f"- `{name}`: no kernel is printed" for name in found["without_kernel"]]
+    return [*lines, ""]

@@ -1,1 +1,1 @@
-"""The lowering to Ascend. Nothing is lowered yet; functional_model/ runs AscendC kernels on the CPU."""
+"""The lowering to Ascend: operators, their kernels and tilings, the operator project, a model of AscendC on the CPU."""

@@ -16,6 +16,8 @@ from gr_compile.config import ConfigError
 from gr_compile.inspection.program import print_program
 from gr_compile.inspection.replay import TOLERANCES, difference
 from gr_compile.lower import CapturedGraph, LowerError
+from gr_compile.lowering.ascendc.lowered import write_operators
+from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import files, host, sizes
 from gr_compile.lowering.torchair.convert import ConversionFailed, convert
@@ -33,6 +35,7 @@ _NOT_CHECKED = (
 )
 COUNTS = "counts.py"
 _NOISE = 1e-3
+_MACHINE = "910b1"  # whose core counts and buffers the report's tilings are for; a host computes its own
 
 
 class AscendLowering:
@@ -51,12 +54,15 @@ class AscendLowering:
                 converted = convert([item.request for item in work], found, Path(scratch))
                 refuse_failures(converted)
                 described = [item.finish(one, Path(scratch), folder) for item, one in zip(work, converted)]
+            types = {name for one in converted for part in one.parts for name in part.operators}
+            operators = write_operators([item.request.graph for item in work], types, folder, machine(_MACHINE))
         except (files.TorchairMissing, ConversionFailed, sizes.DataDependentSize) as error:
             raise LowerError(str(error)) from error
         compared = sum(item["largest_difference"] is not None for item in described)
         ran = f"the FX graph that each GE graph is made of, run on the CPU on the given inputs: {compared} of "
         ran += f"{len(described)} equal to the model's own operators, gradients included"
         return {
+            "operators": operators,
             "torchair": {"version": found.version, "origin": found.origin},
             "graphs": described,
             "checked": [*_CHECKED, *([ran] if compared else [])],

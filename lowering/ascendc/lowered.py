@@ -1,0 +1,93 @@
+"""What a lowered model needs of AscendC: the operator project of its graphs, and what to say of it.
+
+    graphs with gr::pack, gr::jagged_attention  ->  operators/ (GrPack) and {"kernels": [...], "without_kernel": [...]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from gr_compile.inspection.values import size_hint
+from gr_compile.lowering.ascendc.machine import Machine
+from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
+from gr_compile.lowering.ascendc.project import write_project
+from gr_compile.lowering.ascendc.recipes import RECIPES
+from gr_compile.lowering.ascendc.vector import vector_kernel
+
+FOLDER = "operators"
+
+
+def write_operators(
+    graphs: Sequence[fx.GraphModule], ge_types: Collection[str], folder: Path, machine: Machine
+) -> dict[str, Any]:
+    """Write the project of all operators that GE graphs hold into folder/operators; JSON for the report.
+
+    Args:
+        graphs: with fake values; the tilings of their calls, at the example's sizes, are in the report.
+        ge_types: the types of nodes in all GE graphs, of backwards, too.
+    """
+    used = [name for name, row in OPERATORS.items() if row.ge_type in ge_types]
+    printed = [name for name in used if name in RECIPES]
+    if printed:
+        write_project(printed, folder / FOLDER)
+    tilings = [entry for graph in graphs for entry in _tilings(graph, machine)]
+    known = {entry["operator"] for entry in tilings}
+    tilings += [
+        {"operator": name, "kernel": None, "reason": "its calls are in a backward; the host computes their tiling"}
+        for name in printed if name not in known
+    ]  # fmt: skip
+    return {
+        "folder": FOLDER if printed else None,
+        "machine": machine.name,
+        "kernels": _counted(tilings),
+        "without_kernel": [name for name in used if name not in RECIPES],
+    }
+
+
+def _counted(tilings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Equal entries once, with their number."""
+    found: list[dict[str, Any]] = []
+    for entry in tilings:
+        if entry not in found:
+            found.append(entry)
+    return [{**entry, "calls": tilings.count(entry)} for entry in found]
+
+
+def _tilings(graph: fx.GraphModule, machine: Machine) -> Iterator[dict[str, Any]]:
+    for node in graph.graph.nodes:
+        row = _row(node)
+        if row is None:
+            continue
+        kernel = vector_kernel(f"gr::{row.name}", _arguments(row, node), machine)
+        yield {
+            "operator": f"gr::{row.name}", "kernel": kernel.name, "blocks": kernel.blocks,
+            "workspace_bytes": kernel.workspace_bytes, "tiling": dict(kernel.tiling), "reason": kernel.reason,
+        }  # fmt: skip
+
+
+def _row(node: fx.Node) -> Operator | None:
+    """The operator that a node calls, where there is a kernel for it."""
+    schema = getattr(node.target, "_schema", None)
+    return OPERATORS[schema.name] if schema is not None and schema.name in RECIPES else None
+
+
+def _arguments(row: Operator, node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by name, at the example's sizes; tensors without content."""
+    arguments = row.overload._schema.arguments
+    given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    given.update(zip((argument.name for argument in arguments), node.args))
+    given.update(node.kwargs)
+    return {name: _example(value) for name, value in given.items()}
+
+
+def _example(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        value = value.meta["val"]
+    if isinstance(value, torch.Tensor):
+        return torch.empty([size_hint(size) for size in value.shape], dtype=value.dtype, device="meta")
+    return size_hint(value) if isinstance(value, torch.SymInt) else value
