@@ -76,7 +76,7 @@ def kernel_source(row: Operator, types: Mapping[str, str], tiling: str = "") -> 
     using = [f"using {name} = Stored<{ctype}>::type;" for name, ctype in types.items() if name in asked]
     include = f'#include "{kernel_name(row)}_tiling.h"' if tiling else ""
     title = f"// gr::{row.name}: {row.summary}."
-    parts = [title, head, include, "\n".join(using), *pieces, _entry(row, recipe, tiling)]
+    parts = [title, include, head, "\n".join(using), *pieces, "}  // namespace gr", _entry(row, recipe, tiling)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -89,7 +89,7 @@ def _entry(row: Operator, recipe: Recipe, tiling: str) -> str:
         f"  KERNEL_TASK_TYPE_DEFAULT({'KERNEL_TYPE_MIX_AIV_1_0' if recipe.meets else 'KERNEL_TYPE_AIV_ONLY'});",
         *([f"  REGISTER_TILING_DEFAULT({tiling});"] if tiling else []),
         "  GET_TILING_DATA(t, tiling);",
-        f"  Run({', '.join(names[:-1])}, GetUserWorkspace(workspace), t);",
+        f"  gr::Run({', '.join(names[:-1])}, AscendC::GetUserWorkspace(workspace), t);",
         "}",
     ]
     return "\n".join(lines)

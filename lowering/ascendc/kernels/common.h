@@ -1,5 +1,7 @@
 // What the vector kernels share: shares of work, order between pipes, numbers read in blocks.
 #include "kernel_operator.h"
+
+namespace gr {  // names of ours hide AscendC's
 using namespace AscendC;
 
 __aicore__ inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -28,7 +30,7 @@ template <> struct Stored<bool> { using type = uint8_t; };
 template <class T>
 __aicore__ inline void CopyIn(const LocalTensor<T>& to, const GlobalTensor<T>& from, int64_t count, int64_t bytes, int64_t gap) {
   DataCopyExtParams how{(uint16_t)count, (uint32_t)bytes, (uint32_t)gap, 0, 0};
-  DataCopyPadExtParams<T> pad{false, 0, 0, 0};
+  DataCopyPadExtParams<T> pad;  // nothing is padded
   DataCopyPad(to, from, how, pad);
 }
 template <class T>
