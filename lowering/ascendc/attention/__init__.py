@@ -1,0 +1,1 @@
+"""AscendC kernels of jagged attention, printed from score programs."""

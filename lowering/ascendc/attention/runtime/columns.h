@@ -1,0 +1,121 @@
+// What comes before the tiles: one-sided columns of all rows and keys, the tiles that each block of rows reads, V
+// transposed where the cube cannot, and rows that no tile writes. Every vector core does an equal part.
+class Columns {
+ public:
+  __aicore__ inline Columns(const Operands& o, Program& x) : o(o), x(x) {}
+  __aicore__ inline void run() {
+    int64_t core = GetBlockIdx(), cores = o.cores * 2, g = 0, kt = 0;
+    bool fits = true;
+    for (int64_t b = 0; b < o.batch; b++) {
+      int64_t q0 = o.query_offsets.GetValue(b), q1 = o.query_offsets.GetValue(b + 1);
+      int64_t k0 = o.key_offsets.GetValue(b), k1 = o.key_offsets.GetValue(b + 1);
+      for (int64_t row = q0; row < q1; row += o.r, g++)
+        if (g % cores == core) fits &= block(b, g, row, least(row + o.r, q1), k0, k1);
+      for (int64_t key = k0; key < k1; key += o.c, kt++)
+        if (kt % cores == core) fits &= keys(b, kt, key, least(key + o.c, k1));
+    }
+    int64_t behind = o.query_offsets.GetValue(o.batch), rest = o.q_rows - behind;
+    fill(behind + rest * core / cores, behind + rest * (core + 1) / cores, 0.0f);
+    LocalTensor<int32_t> word = x.kept_row<int32_t>(0);
+    word.SetValue(0, fits ? 0 : 1);
+    copy_out(o.status[core * 8], word, 1);
+  }
+  // Did a whole number anywhere not fit the width that the instructions were proved for?
+  __aicore__ inline bool all_fit() {
+    int32_t wide = 0;
+    for (int64_t core = 0; core < o.cores * 2; core++) wide |= o.status.GetValue(core * 8);
+    return wide == 0;
+  }
+
+ private:
+  __aicore__ inline void copy_out(const GlobalTensor<int32_t>& to, const LocalTensor<int32_t>& from, int64_t count) {
+    PipeBarrier<PIPE_ALL>();
+    order<HardEvent::S_MTE3>();
+    DataCopyPad(to, from, DataCopyExtParams(1, (uint32_t)(count * 4), 0, 0, 0));
+    order<HardEvent::MTE3_S>();
+    order<HardEvent::MTE3_V>();
+  }
+  __aicore__ inline bool block(int64_t b, int64_t g, int64_t row0, int64_t row1, int64_t k0, int64_t k1) {
+    bool fits = true;
+    int64_t low = INT64_MAX, high = 0;
+    for (int64_t row = row0; row < row1; row += x.given_rows) {
+      int32_t count = (int32_t)least(x.given_rows, row1 - row);
+      for (int32_t y = 0; y < count; y++) {
+        int64_t i = o.query_positions.GetValue(row + y);
+        low = least(low, x.key_low(b, i)), high = most(high, x.key_high(b, i));
+        fits &= x.row_values(b, i, y);
+      }
+      for (int k = 0; k < ROW_VALUES; k++) copy_out(o.row_columns[k * o.q_rows + row], x.kept_row<int32_t>(k), count);
+      for (int64_t h = 0; h < (HEAD_ROW_VALUES ? o.heads : 0); h++) {
+        for (int32_t y = 0; y < count; y++) fits &= x.head_row_values(b, h, o.query_positions.GetValue(row + y), y);
+        for (int k = 0; k < HEAD_ROW_VALUES; k++)
+          copy_out(o.row_columns[(ROW_VALUES + k * o.heads + h) * o.q_rows + row], x.kept_row<int32_t>(ROW_VALUES + k), count);
+      }
+    }
+    int64_t first = HAS_LOW ? first_key(low, k0, k1) - k0 : 0, last = HAS_HIGH ? first_key(high, k0, k1) - k0 : k1 - k0;
+    bool empty = first >= last;
+    LocalTensor<int32_t> words = x.kept_row<int32_t>(0);
+    words.SetValue(0, empty ? 0 : (int32_t)(first / o.c));
+    words.SetValue(1, empty ? 0 : (int32_t)((last + o.c - 1) / o.c));
+    copy_out(o.blocks[g * 8], words, 2);
+    if (empty) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);
+    return fits;
+  }
+  // The first key of a sequence whose position is not below `position`.
+  __aicore__ inline int64_t first_key(int64_t position, int64_t k0, int64_t k1) {
+    while (k0 < k1) {
+      int64_t middle = (k0 + k1) / 2;
+      if (o.key_positions.GetValue(middle) < position) k0 = middle + 1;
+      else k1 = middle;
+    }
+    return k0;
+  }
+  __aicore__ inline bool keys(int64_t b, int64_t kt, int64_t key0, int64_t key1) {
+    bool fits = true;
+    int32_t count = (int32_t)(key1 - key0);
+    for (int32_t y = 0; y < count; y++) fits &= x.column_values(b, o.key_positions.GetValue(key0 + y), y);
+    for (int k = 0; k < COLUMN_VALUES; k++) copy_out(o.key_columns[k * o.k_rows + key0], x.given_column<int32_t>(k), count);
+    for (int64_t h = 0; h < (HEAD_COLUMN_VALUES ? o.heads : 0); h++) {
+      for (int32_t y = 0; y < count; y++) fits &= x.head_column_values(b, h, o.key_positions.GetValue(key0 + y), y);
+      for (int k = 0; k < HEAD_COLUMN_VALUES; k++)
+        copy_out(o.key_columns[(COLUMN_VALUES + k * o.heads + h) * o.k_rows + key0], x.given_column<int32_t>(COLUMN_VALUES + k), count);
+    }
+    if constexpr (sizeof(VT) == 4) {
+      for (int64_t h = 0; h < o.v_heads; h++)
+        for (int32_t y = 0; y < count; y += 8) transpose(h, kt, key0, y, (int32_t)least(8, count - y));
+    }
+    return fits;
+  }
+  // Eight keys of V as columns: the cube loads float32 as it lies, and multiplies along what lies together.
+  __aicore__ inline void transpose(int64_t h, int64_t kt, int64_t key0, int32_t y, int32_t count) {
+    int32_t wide = (int32_t)up(o.dv, 8);
+    LocalTensor<float> from = x.piece<float>(x.transpose_at, 8 * wide), to = x.piece<float>(x.transpose_at + 32 * wide, 8 * wide);
+    LocalTensor<int32_t> at = x.piece<int32_t>(x.transpose_at + 64 * wide, 64);
+    order<HardEvent::MTE3_MTE2>();
+    order<HardEvent::V_MTE2>();
+    DataCopyPad(from, o.v[((key0 + y) * o.v_heads + h) * o.dv],
+                DataCopyExtParams((uint16_t)count, (uint32_t)(o.dv * 4), (uint32_t)((o.v_heads - 1) * o.dv * 4), 0, 0),
+                DataCopyPadExtParams<float>(true, 0, (uint8_t)(wide - o.dv), 0.0f));
+    order<HardEvent::MTE2_V>();
+    order<HardEvent::MTE3_V>();
+    ArithProgression(at, (int32_t)0, wide * 4, count);
+    for (int32_t d = 0; d < o.dv; d++) Gather(to[d * 8], from, at.ReinterpretCast<uint32_t>(), (uint32_t)(d * 4), (uint32_t)count);
+    order<HardEvent::V_MTE3>();
+    DataCopyPad(o.vt[(kt * o.v_heads + h) * o.dv * o.c + y], to,
+                DataCopyExtParams((uint16_t)o.dv, (uint32_t)(count * 4), 0, (uint32_t)((o.c - count) * 4), 0));
+  }
+  __aicore__ inline void fill(int64_t row0, int64_t row1, float value) {
+    int64_t at = row0 * o.heads * o.dv, end = row1 * o.heads * o.dv, most_at_once = x.most_rows * x.most_columns;
+    if (at >= end) return;
+    LocalTensor<OT> same = x.tile<OT>(0);
+    order<HardEvent::MTE3_V>();
+    Duplicate(same, (OT)value, (int32_t)least(end - at, most_at_once));
+    order<HardEvent::V_MTE3>();
+    for (; at < end; at += most_at_once)
+      DataCopyPad(o.out[at], same, DataCopyExtParams(1, (uint32_t)(least(end - at, most_at_once) * sizeof(OT)), 0, 0, 0));
+    order<HardEvent::MTE3_V>();
+    order<HardEvent::MTE3_S>();
+  }
+  const Operands& o;
+  Program& x;
+};

@@ -1,0 +1,119 @@
+// Numbers, and the instructions of a tile of scores that no single AscendC call is: a row or a column beside a tile.
+#include "kernel_operator.h"
+using namespace AscendC;
+
+__aicore__ inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+__aicore__ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+__aicore__ inline int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+__aicore__ inline int64_t within(int64_t at, int64_t extent) { return most(least(at, extent - 1), 0); }
+__aicore__ inline int64_t floordiv(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+__aicore__ inline int64_t truncdiv(int64_t a, int64_t b) { return a / b; }
+__aicore__ inline int64_t mod(int64_t a, int64_t b) { return a - floordiv(a, b) * b; }
+__aicore__ inline float from_bits(uint32_t bits) {
+  union { uint32_t bits; float value; } both;
+  both.bits = bits;
+  return both.value;
+}
+template <HardEvent event> __aicore__ inline void order() {
+  TEventID id = GetTPipePtr()->FetchEventID(event);
+  SetFlag<event>(id);
+  WaitFlag<event>(id);
+}
+
+// A tile: `rows` of `width` elements, of which `columns` are meant; width is a multiple of 64, so that every count is
+// one that Compare takes. Rows and columns of a tile are padded to 8 and to `width`.
+struct Tile {
+  int32_t rows = 0, rows8 = 0, columns = 0, width = 0, n = 0;
+  int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
+  int32_t first_row = 0;                                    // of the tile, in what the core keeps
+  uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
+  LocalTensor<float> arrived;                               // scores from the cube core
+  TBuf<TPosition::VECCALC> memory;
+
+  __aicore__ inline uint32_t take(int64_t bytes) {
+    uint32_t at = taken;
+    taken += (uint32_t)up(bytes, 32);
+    return at;
+  }
+  __aicore__ inline void shape(int32_t rows_, int32_t columns_) {
+    rows = rows_, columns = columns_;
+    rows8 = (int32_t)up(rows, 8), width = (int32_t)up(columns, 64), n = rows * width;
+  }
+  template <class T> __aicore__ inline LocalTensor<T> piece(uint32_t at, int64_t count) { return memory.GetWithOffset<T>((uint32_t)count, at); }
+  template <class T> __aicore__ inline LocalTensor<T> tile(int k) {
+    return piece<T>(tiles_at + k * most_rows * most_columns * 4, most_rows * most_columns);
+  }
+  template <class T> __aicore__ inline LocalTensor<T> bits(int k) {
+    int64_t bytes = up(most_rows * most_columns / 8, 32);
+    return piece<T>(bits_at + k * bytes, bytes / sizeof(T));
+  }
+  template <class T> __aicore__ inline LocalTensor<T> row(int k) { return piece<T>(rows_at + k * most_rows * 4, most_rows); }
+  template <class T> __aicore__ inline LocalTensor<T> column(int k) { return piece<T>(columns_at + k * most_columns * 4, most_columns); }
+  template <class T> __aicore__ inline LocalTensor<T> kept_row(int k) { return piece<T>(given_rows_at + k * given_rows * 4, given_rows); }
+  template <class T> __aicore__ inline LocalTensor<T> given_row(int k) { return kept_row<T>(k)[first_row]; }
+  template <class T> __aicore__ inline LocalTensor<T> given_column(int k) {
+    return piece<T>(given_columns_at + k * most_columns * 4, most_columns);
+  }
+  template <class T> __aicore__ inline LocalTensor<T> given_tile(int) { return arrived.ReinterpretCast<T>(); }
+  template <class T> __aicore__ inline LocalTensor<T> spread() { return piece<T>(spread_at, most_rows * 8); }
+
+  template <class T> __aicore__ inline int64_t at_tile(const LocalTensor<T>& tensor, int32_t y, int32_t x) { return tensor.GetValue(y * width + x); }
+  template <class T> __aicore__ inline int64_t at_row(const LocalTensor<T>& tensor, int32_t y, int32_t) { return tensor.GetValue(y); }
+  template <class T> __aicore__ inline int64_t at_column(const LocalTensor<T>& tensor, int32_t, int32_t x) { return tensor.GetValue(x); }
+
+  // Each element of a row fills a block of `spread`, which an instruction reads for all columns.
+  template <class T> __aicore__ inline void spread_out(const LocalTensor<T>& y) {
+    Brcb(spread<T>(), y, (uint8_t)(rows8 / 8), BrcbRepeatParams(1, 8));
+  }
+  template <class T> __aicore__ inline void SpreadRow(const LocalTensor<T>& dst, const LocalTensor<T>& y) {
+    spread_out(y);
+    for (int32_t c = 0; c < width; c += 64) Copy(dst[c], spread<T>(), (uint64_t)64, rows, CopyRepeatParams(1, 0, width / 8, 1));
+  }
+  template <class T> __aicore__ inline void SpreadColumn(const LocalTensor<T>& dst, const LocalTensor<T>& y) {
+    for (int32_t c = 0; c < width; c += 64) Copy(dst[c], y[c], (uint64_t)64, rows, CopyRepeatParams(1, 1, width / 8, 0));
+  }
+#define BESIDE(Name)                                                                                                             \
+  template <class T> __aicore__ inline void Name##Row(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y) { \
+    spread_out(y);                                                                                                               \
+    for (int32_t c = 0; c < width; c += 64)                                                                                      \
+      Name(dst[c], x[c], spread<T>(), (uint64_t)64, rows, BinaryRepeatParams(1, 1, 0, width / 8, width / 8, 1));                 \
+  }                                                                                                                              \
+  template <class T> __aicore__ inline void Name##Column(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y) { \
+    for (int32_t c = 0; c < width; c += 64)                                                                                      \
+      Name(dst[c], x[c], y[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, 0));                        \
+  }
+  BESIDE(Add)
+  BESIDE(Sub)
+  BESIDE(Mul)
+  BESIDE(Div)
+  BESIDE(Max)
+  BESIDE(Min)
+#undef BESIDE
+  // To half precision and back; `spread` is not in use then, and a piece of it is enough at a time.
+  template <class T> __aicore__ inline void round_to(const LocalTensor<float>& dst, const LocalTensor<float>& src, int32_t count) {
+    int32_t most = most_rows * 16;
+    LocalTensor<T> narrow = piece<T>(spread_at, most);
+    for (int32_t c = 0; c < count; c += most) {
+      int32_t some = count - c < most ? count - c : most;
+      Cast(narrow, src[c], RoundMode::CAST_RINT, some);
+      Cast(dst[c], narrow, RoundMode::CAST_NONE, some);
+    }
+  }
+  // What is not meant of the last 64 columns becomes `value`.
+  __aicore__ inline void cut(const LocalTensor<float>& x, float value) {
+    if (columns == width) return;
+    uint64_t lanes[2] = {~(uint64_t)0 << (columns % 64), 0};
+    Duplicate(x[width - 64], value, lanes, rows, 1, width / 8);
+  }
+  // Every row's sum or largest element; `x` is lost.
+  __aicore__ inline void row_sums(const LocalTensor<float>& dst, const LocalTensor<float>& x) {
+    for (int32_t c = 64; c < width; c += 64)
+      Add(x, x, x[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, width / 8));
+    WholeReduceSum(dst, x, (uint64_t)64, rows, 1, 1, width / 8);
+  }
+  __aicore__ inline void row_most(const LocalTensor<float>& dst, const LocalTensor<float>& x) {
+    for (int32_t c = 64; c < width; c += 64)
+      Max(x, x, x[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, width / 8));
+    WholeReduceMax(dst, x, (uint64_t)64, rows, 1, 1, width / 8, ReduceOrder::ORDER_ONLY_VALUE);
+  }
+};

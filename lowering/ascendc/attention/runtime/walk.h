@@ -1,0 +1,68 @@
+// The order of work, the same on a cube core and on its two vector cores: items (a block of rows of one sequence and head)
+// and in each item tiles of keys. Cores share the items by area: what a core has begins and ends at an equal part of all
+// tiles, so that a causal sequence's short rows go to fewer cores than its long ones.
+//
+// The list of blocks is made on the device: sequence lengths are data there, and a host that reads them waits.
+struct Step {
+  int32_t b = 0, h = 0, phase = 0, rows = 0, columns = 0;
+  int64_t row0 = 0, key0 = 0, key_tile = 0;
+  bool opens = false, closes = false;   // the first and the last step of an item
+  bool begins = false, ends = false;    // of the last phase: sums start and are complete
+};
+
+class Walk {
+ public:
+  __aicore__ inline Walk(const Operands& o, int64_t core) : o(o) {
+    int64_t total = 0;
+    while (find()) total += (t1 - t0) * o.heads;
+    low = total * core / o.cores, high = total * (core + 1) / o.cores;
+    b = -1, block = blocks = g = 0, kt = tiles = 0;
+  }
+  __aicore__ inline bool next(Step& s) {
+    if (!going && !next_item()) return false;
+    s.b = b, s.h = h, s.phase = phase;
+    s.row0 = q0 + (block - 1) * o.r, s.rows = (int32_t)least(o.r, q1 - s.row0);
+    s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k1 - s.key0), s.key_tile = kt + tile;
+    s.opens = tile == t0 && phase == 0;
+    s.begins = tile == t0 && phase == PHASES - 1;
+    s.ends = s.closes = tile == t1 - 1 && phase == PHASES - 1;
+    if (++tile == t1) tile = t0, going = ++phase < PHASES;
+    return true;
+  }
+
+ private:
+  // The next block of rows.
+  __aicore__ inline bool find() {
+    while (block == blocks) {
+      if (++b == o.batch) return false;
+      kt += tiles;
+      q0 = o.query_offsets.GetValue(b), q1 = o.query_offsets.GetValue(b + 1);
+      k0 = o.key_offsets.GetValue(b), k1 = o.key_offsets.GetValue(b + 1);
+      block = 0, blocks = (q1 - q0 + o.r - 1) / o.r, tiles = (k1 - k0 + o.c - 1) / o.c;
+    }
+    t0 = o.blocks.GetValue(g * 8), t1 = o.blocks.GetValue(g * 8 + 1);
+    block++, g++;
+    return true;
+  }
+  __aicore__ inline bool next_item() {
+    for (;;) {
+      if (h + 1 < o.heads && b >= 0 && b < o.batch && t1 > t0) h++;
+      else {
+        if (!find()) return false;
+        h = 0;
+      }
+      if (t1 == t0) continue;
+      if (area >= high) return false;
+      int64_t at = area;
+      area += t1 - t0;
+      if (at < low) continue;
+      tile = t0, phase = 0, going = true;
+      return true;
+    }
+  }
+  const Operands& o;
+  bool going = false;
+  int64_t low = 0, high = 0, area = 0, q0 = 0, q1 = 0, k0 = 0, k1 = 0, block = 0, blocks = 0, tiles = 0, g = 0, kt = 0, t0 = 0, t1 = 0;
+  int32_t b = -1, h = 0, phase = 0;
+  int64_t tile = 0;
+};

@@ -1,0 +1,471 @@
+"""Print a score program as vector instructions over a tile of scores.
+
+`Function.value(node)` is the register of a node; what it needs is emitted first, and nothing twice. Values are float32
+(also those of half precision, which are rounded after every operation that torch rounds), int32, or bits of a mask.
+A one-sided value is a *column*: the scalar unit computes it once, for all rows of a side (scalar.py), and tiles are given it.
+A value of neither side is a number of the scalar unit.
+
+    silu(s + table[j - i + N - 1])     ->     SubRow, SubColumn ... Gather, Add, Muls, Exp, Adds, Div
+
+Whole numbers of a tile are int32: the intervals of lanes.py prove that they fit, or the program has no kernel. Whole
+numbers are compared by the sign of their difference, since Atlas A2 compares int32 for equality only.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gr_compile.analysis.expr import BINARY, FLOAT_DTYPES, UNARY, Expr
+from gr_compile.lowering.ascendc.attention import functions
+from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape
+from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, number, place
+from gr_compile.lowering.cpu.buckets import Bucket
+from gr_compile.lowering.cpu.lanes import INT32, Lanes, Unsupported, fits
+from gr_compile.ops.evaluate import operands, reads_block, side_groups
+
+COUNT: Mapping[Shape, str] = {"tile": "n", "row": "rows8", "column": "width"}
+_VECTOR_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+_COMPARE = {"lt": "LT", "le": "LE", "eq": "EQ"}
+_HALF = {"f16": "half", "bf16": "bfloat16_t"}
+
+
+@dataclass
+class Columns:
+    """What tiles are given, for every function of a kernel: by side, in the order in which it was asked for.
+
+    Attributes:
+        rows, columns: one-sided nodes; "i" stands in rows where a tile's rows are queries.
+        uniforms: nodes of the sequence and the head alone.
+        row_index: the index that rows run over, "i" or "j".
+    """
+
+    row_index: str = "i"
+    rows: list[Expr] = field(default_factory=list)
+    columns: list[Expr] = field(default_factory=list)
+    uniforms: list[Expr] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A register, or a number of the scalar unit in C++ (`text`)."""
+
+    register: Register | None = None
+    text: str = ""
+
+    @property
+    def shape(self) -> str:
+        return "uniform" if self.register is None else self.register.shape
+
+
+@dataclass
+class Context:
+    """What every function of a kernel shares.
+
+    Attributes:
+        leaves: names of leaf operands, in order.
+        resident: leaves that lie in the unified buffer as tables, whole.
+        exact: every operation in bfloat16 rounds; else only what a step reads (`rough`), and float16 always.
+    """
+
+    lanes: Lanes
+    leaves: tuple[str, ...]
+    buckets: dict[Expr, tuple[int, Bucket]]
+    rough: set[Expr]
+    exact: bool
+    columns: Columns = field(default_factory=Columns)
+    resident: frozenset[str] = frozenset()
+
+    def rounds(self, node: Expr) -> bool:
+        return node.dtype == "f16" or (node.dtype == "bf16" and (self.exact or node in self.rough))
+
+
+@dataclass
+class Function:
+    """A list of instructions under way."""
+
+    context: Context
+    known: dict[Expr, Value] = field(default_factory=dict)
+    instructions: list[Instruction] = field(default_factory=list)
+    registers: int = 0
+
+    # -------------------------------------------------------------------------------------- instructions
+    def new(self, shape: Shape) -> Register:
+        self.registers += 1
+        return Register(self.registers, shape)
+
+    def emit(self, text: str, shape: Shape, *operands: Register, in_place: bool = True) -> Register:
+        """An instruction with a result; `#` in its text is the count of elements of its shape."""
+        result = self.new(shape)
+        self.instructions.append(Instruction(text.replace("#", COUNT.get(shape, "n")), result, operands, in_place))
+        return result
+
+    def unary(self, name: str, x: Register, view: str = "f") -> Register:
+        return self.emit(f"{name}({{d:{view}}}, {{0:{view}}}, #);", x.shape, x)
+
+    def scalar(self, name: str, x: Register, by: str, view: str = "f") -> Register:
+        """Adds, Muls, Maxs, Mins, ShiftLeft, ShiftRight."""
+        return self.emit(f"{name}({{d:{view}}}, {{0:{view}}}, {by}, #);", x.shape, x)
+
+    def binary(self, name: str, x: Register, y: Register, view: str = "f") -> Register:
+        """Add, Sub, Mul, Div, Max, Min; one of the operands may be a row or a column beside a tile."""
+        if x.shape == y.shape:
+            return self.emit(f"{name}({{d:{view}}}, {{0:{view}}}, {{1:{view}}}, #);", x.shape, x, y)
+        if x.shape != "tile":
+            if y.shape == "tile" and name in ("Add", "Mul", "Max", "Min"):
+                return self.binary(name, y, x, view)
+            x = self.spread(x, view)
+        if y.shape == "tile":
+            return self.binary(name, x, y, view)
+        side = "Row" if y.shape == "row" else "Column"
+        return self.emit(f"{name}{side}({{d:{view}}}, {{0:{view}}}, {{1:{view}}});", "tile", x, y)
+
+    def spread(self, x: Register, view: str = "f") -> Register:
+        """A row or a column as a tile."""
+        if x.shape == "tile":
+            return x
+        name = "SpreadRow" if x.shape == "row" else "SpreadColumn"
+        return self.emit(f"{name}({{d:{view}}}, {{0:{view}}});", "tile", x)
+
+    def tile(self, value: Value, dtype: str) -> Register:
+        """A value as a tile; a mask as bits."""
+        view = "i" if dtype == "i" else "f"
+        if value.register is None:
+            text = f"(int32_t)({value.text})" if dtype == "i" else f"(float)({value.text})"
+            x = self.emit(f"Duplicate({{d:{view}}}, {text}, #);", "tile")
+        else:
+            x = value.register
+        if x.shape == "bits":
+            return x
+        x = self.spread(x, view)
+        if dtype != "b":
+            return x
+        return self.emit("CompareScalar({d:b}, {0:f}, 0.0f, CMPMODE::NE, n);", "bits", x)
+
+    def choose(self, mask: Register, x: Register, y: Register) -> Register:
+        """x where the bits are set, else y."""
+        text = "Select({d:f}, {0:b}, {1:f}, {2:f}, SELMODE::VSEL_TENSOR_TENSOR_MODE, n);"
+        return self.emit(text, "tile", mask, x, y)
+
+    def ones(self, mask: Register) -> Register:
+        """Bits as a tile of 1 and 0 in float32."""
+        one = self.emit("Duplicate({d:f}, 1.0f, n);", "tile")
+        return self.emit("Select({d:f}, {0:b}, {1:f}, 0.0f, SELMODE::VSEL_TENSOR_SCALAR_MODE, n);", "tile", mask, one)
+
+    # --------------------------------------------------------------------------------------------- nodes
+    def value(self, node: Expr) -> Value:
+        """The value of `node`; instructions for it and what it needs are appended."""
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            if top in self.known:
+                stack.pop()
+                continue
+            waiting = [x for x in self._needs(top) if x not in self.known]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            self.known[stack.pop()] = self._print(top)
+        return self.known[node]
+
+    def given(self, node: Expr) -> bool:
+        """Does the scalar unit compute `node`?"""
+        return not reads_block(node) and is_simple(node) and node not in self.context.buckets
+
+    def _needs(self, node: Expr) -> tuple[Expr, ...]:
+        if self.given(node):
+            return ()
+        found = self.context.buckets.get(node)
+        return (found[1].argument,) if found else operands(node)
+
+    def _print(self, node: Expr) -> Value:
+        if node.op == "const":
+            return Value(text=constant(node))
+        if self.given(node):
+            return self._given(node)
+        if node in self.context.buckets:
+            return Value(self._bucket(node))
+        if node.dtype == "f64":
+            raise Unsupported(f"float64 on the vector unit: {node}")
+        if node.dtype == "i" and not fits(self.context.lanes.interval(node), INT32):
+            raise Unsupported(f"a whole number of a pair that may need more than 32 bits: {node}")
+        rule = _RULES.get(node.op)
+        if rule is not None:
+            return rule(self, node)
+        if node.op in UNARY:
+            return self._unary(node)
+        if node.op in BINARY:
+            return self._binary(node)
+        raise Unsupported(f"no instruction computes {node.op!r}")
+
+    def _given(self, node: Expr) -> Value:
+        columns = self.context.columns
+        if not node.free & {"i", "j"}:
+            if node not in columns.uniforms:
+                columns.uniforms.append(node)
+            return Value(text=f"uniform{columns.uniforms.index(node)}")
+        if node.dtype == "i" and not fits(self.context.lanes.interval(node), INT32):
+            raise Unsupported(f"a whole number of a row that may need more than 32 bits: {node}")
+        is_row = columns.row_index in node.free
+        side = columns.rows if is_row else columns.columns
+        if node not in side:
+            side.append(node)
+        at = side.index(node)
+        return Value(Register(-1 - at, "row" if is_row else "column", at))
+
+    def register(self, node: Expr, by: Expr) -> Register:
+        """The operand `node` of `by` as a register; a uniform becomes a tile."""
+        value = self.known[node]
+        if value.register is not None:
+            return value.register
+        text = constant(node, by) if node.op == "const" else value.text
+        return self.tile(Value(text=text), node.dtype)
+
+    def rounded(self, x: Register, node: Expr) -> Value:
+        if not self.context.rounds(node):
+            return Value(x)
+        narrow = _HALF[node.dtype]
+        return Value(self.emit(f"round_to<{narrow}>({{d:f}}, {{0:f}}, #);", x.shape, x))
+
+    def _unary(self, node: Expr) -> Value:
+        x = self.register(node.args[0], node)
+        if node.dtype == "i":
+            if node.op != "abs":
+                raise Unsupported(f"no instruction computes {node.op!r} of whole numbers")
+            return Value(self.binary("Max", x, self.scalar("Muls", x, "-1", "i"), "i"))
+        compute = functions.UNARY.get(node.op)
+        if compute is None:
+            raise Unsupported(f"no instruction computes {node.op!r}, and it is not composed of others")
+        return self.rounded(compute(self, x), node)
+
+    def _binary(self, node: Expr) -> Value:
+        left, right = node.args
+        if node.dtype == "i":
+            return Value(self._whole(node))
+        if node.op not in _VECTOR_BINARY:
+            return self.rounded(functions.power(self, node), node)
+        a, b = self.known[left], self.known[right]
+        if b.register is None and a.register is not None:
+            found = self._with_scalar(node, a.register, constant(right, node) if right.op == "const" else b.text)
+        elif a.register is None and b.register is not None:
+            found = self._scalar_with(node, constant(left, node) if left.op == "const" else a.text, b.register)
+        else:
+            found = self.binary(_VECTOR_BINARY[node.op], self.register(left, node), self.register(right, node))
+        return self.rounded(found, node)
+
+    def _with_scalar(self, node: Expr, x: Register, by: str) -> Register:
+        if node.op == "sub":
+            return self.scalar("Adds", x, f"-({by})")
+        if node.op != "div":
+            return self.scalar({"add": "Adds", "mul": "Muls", "maximum": "Maxs", "minimum": "Mins"}[node.op], x, by)
+        divisor = node.args[1]
+        power_of_two = divisor.op == "const" and abs(math.frexp(number(divisor, node))[0]) == 0.5
+        if power_of_two or node not in self.context.rough:
+            return self.scalar("Muls", x, f"1.0f / {by}")
+        return self.binary("Div", x, self.emit(f"Duplicate({{d:f}}, {by}, #);", x.shape))
+
+    def _scalar_with(self, node: Expr, by: str, x: Register) -> Register:
+        if node.op == "sub":
+            return self.scalar("Adds", self.scalar("Muls", x, "-1.0f"), by)
+        if node.op == "div":
+            return self.binary("Div", self.emit(f"Duplicate({{d:f}}, {by}, #);", x.shape), x)
+        return self._with_scalar(node, x, by)
+
+    def _whole(self, node: Expr) -> Register:
+        """minimum and maximum of int32; floor division and remainder by a positive number."""
+        left, right = node.args
+        a, b = self.known[left], self.known[right]
+        if node.op in ("minimum", "maximum"):
+            name = _VECTOR_BINARY[node.op]
+            if a.register is None:
+                a, b = b, a
+            assert a.register is not None, "a number of the scalar unit is given"
+            if b.register is None:
+                return self.scalar(f"{name}s", a.register, f"(int32_t)({b.text})", "i")
+            return self.binary(name, a.register, b.register, "i")
+        low, high = self.context.lanes.interval(right)
+        if a.register is None or b.register is not None or low < 1 or high > 1 << 22 or node.op == "truncdiv":
+            raise Unsupported(f"no instructions for {node.op!r} of whole numbers but by a positive constant: {node}")
+        quotient, rest = functions.divide(self, a.register, b.text)
+        return quotient if node.op == "floordiv" else rest
+
+    def _bucket(self, node: Expr) -> Register:
+        """Leading bits of float(a | 1) are a cell of the table; see gr_compile.lowering.cpu.buckets."""
+        at, table = self.context.buckets[node]
+        if not fits(self.context.lanes.interval(table.argument), INT32):
+            raise Unsupported(f"a whole number of a pair that may need more than 32 bits: {table.argument}")
+        x = self.known[table.argument].register
+        assert x is not None, "a bucket of a number is given"
+        odd = self.scalar("Adds", self.scalar("ShiftLeft", self.scalar("ShiftRight", x, "1", "i"), "1", "i"), "1", "i")
+        real = self.emit("Cast({d:f}, {0:i}, RoundMode::CAST_RINT, #);", x.shape, odd)
+        cell = self.scalar("Adds", self.scalar("ShiftRight", real, str(table.shift), "i"), str(-table.base), "i")
+        cell = self.scalar("Mins", self.scalar("Maxs", cell, "0", "i"), str(len(table.values) - 1), "i")
+        cell = self.spread(cell, "i")
+        limit = self.gather(f"limits{at}()", self.scalar("Muls", cell, "4", "i"))
+        beyond = self.sign(self.binary("Sub", self.spread(x, "i"), limit, "i"))
+        place_ = self.scalar("Muls", self.binary("Add", self.scalar("Muls", cell, "2", "i"), beyond, "i"), "4", "i")
+        found = self.gather(f"values{at}()", place_)
+        if node.dtype == "i":
+            return found
+        return self.emit("CompareScalar({d:b}, {0:i}, 1, CMPMODE::EQ, n);", "bits", found)
+
+    def gather(self, table: str, offset: Register) -> Register:
+        """Elements of a table in the unified buffer at byte offsets."""
+        return self.emit(f"Gather({{d:i}}, {table}, {{0:u}}, 0, n);", "tile", offset, in_place=False)
+
+    def sign(self, x: Register) -> Register:
+        """1 where an int32 is not negative, else 0."""
+        return self.scalar("Adds", self.scalar("Mins", self.scalar("Maxs", x, "-1", "i"), "0", "i"), "1", "i")
+
+
+def _poly(f: Function, node: Expr) -> Value:
+    groups = side_groups(node)
+    if len(groups) > 1:
+        return Value(functools.reduce(lambda x, y: _sum(f, x, y), (f.known[x] for x in groups)).register)
+    total: Value = Value(text="0")
+    for monomial, coefficient in node.args:
+        term = functools.reduce(lambda x, y: _times(f, x, y), (f.known[x] for x in monomial), Value(text=f"{coefficient}"))
+        total = _sum(f, total, term)
+    return total
+
+
+def _sum(f: Function, x: Value, y: Value) -> Value:
+    if x.register is None:
+        x, y = y, x
+    if x.register is None:
+        return Value(text=f"({x.text} + {y.text})")
+    if y.register is None:
+        return x if y.text == "0" else Value(f.scalar("Adds", x.register, f"(int32_t)({y.text})", "i"))
+    if {x.shape, y.shape} == {"row", "column"}:
+        x = Value(f.spread(x.register, "i"))
+    assert x.register is not None
+    return Value(f.binary("Add", x.register, y.register, "i"))
+
+
+def _times(f: Function, x: Value, y: Value) -> Value:
+    if x.register is None:
+        x, y = y, x
+    if x.register is None:
+        return Value(text=f"({x.text} * {y.text})")
+    if y.register is None:
+        return x if y.text == "1" else Value(f.scalar("Muls", x.register, f"(int32_t)({y.text})", "i"))
+    return Value(f.binary("Mul", x.register, y.register, "i"))
+
+
+def _sign_of(f: Function, node: Expr) -> Value:
+    """ge0, eq0: of a difference of two sides, or of one number."""
+    if not fits(f.context.lanes.interval(node.args[0]), INT32):
+        raise Unsupported(f"whole numbers whose difference may need more than 32 bits: {node}")
+    sides = [f.known[x] for x in operands(node)]
+    if len(sides) == 1:
+        x = f.tile(sides[0], "i")
+    else:
+        x = f.binary("Sub", f.tile(sides[0], "i"), f.tile(sides[1], "i") if sides[1].register is None
+                     else sides[1].register, "i")  # fmt: skip
+    if node.op == "ge0":
+        return Value(f.emit("CompareScalar({d:b}, {0:i}, 1, CMPMODE::EQ, n);", "bits", f.sign(x)))
+    return Value(f.emit("CompareScalar({d:b}, {0:i}, 0, CMPMODE::EQ, n);", "bits", x))
+
+
+def _compare(f: Function, node: Expr) -> Value:
+    op, left, right = node.args
+    x = f.tile(Value(f.register(left, node)), left.dtype)
+    mode = f"CMPMODE::{_COMPARE[op]}"
+    if right.op == "const" and right.dtype in FLOAT_DTYPES:
+        return Value(f.emit(f"CompareScalar({{d:b}}, {{0:f}}, {constant(right, node)}, {mode}, n);", "bits", x))
+    y = f.tile(Value(f.register(right, node)), right.dtype)
+    return Value(f.emit(f"Compare({{d:b}}, {{0:f}}, {{1:f}}, {mode}, n);", "bits", x, y))
+
+
+def _and(f: Function, node: Expr) -> Value:
+    masks = [f.tile(f.known[x], "b") for x in node.args]
+    return Value(functools.reduce(lambda x, y: f.emit("And({d:w}, {0:w}, {1:w}, n / 16);", "bits", x, y), masks))
+
+
+def _not(f: Function, node: Expr) -> Value:
+    return Value(f.emit("Not({d:w}, {0:w}, n / 16);", "bits", f.tile(f.known[node.args[0]], "b")))
+
+
+def _where(f: Function, node: Expr) -> Value:
+    mask = f.tile(f.known[node.args[0]], "b")
+    left, right = (f.tile(Value(f.register(x, node)), x.dtype) for x in node.args[1:])
+    return Value(f.choose(mask, left, right))
+
+
+def _cast(f: Function, node: Expr) -> Value:
+    inner = node.args[0]
+    if inner.dtype == "b":
+        one = f.ones(f.tile(f.known[inner], "b"))
+        return Value(f.emit("Cast({d:i}, {0:f}, RoundMode::CAST_TRUNC, n);", "tile", one) if node.dtype == "i" else one)
+    x = f.register(inner, node)
+    if inner.dtype == "i":
+        return f.rounded(f.emit("Cast({d:f}, {0:i}, RoundMode::CAST_RINT, #);", x.shape, x), node)
+    if node.dtype == "i":
+        return Value(f.emit("Cast({d:i}, {0:f}, RoundMode::CAST_TRUNC, #);", x.shape, x))
+    if node.dtype == "b":
+        return Value(f.emit("CompareScalar({d:b}, {0:f}, 0.0f, CMPMODE::NE, n);", "bits", f.spread(x)))
+    return f.rounded(x, node) if node.dtype in _HALF else Value(x)
+
+
+def _load(f: Function, node: Expr) -> Value:
+    """A lookup: Gather from a table that lies in the unified buffer, else the scalar unit's loop over global memory."""
+    name, indices = node.args
+    at = f.context.leaves.index(name)
+    values = [f.known[x] for x in indices]
+    if name in f.context.resident:
+        offset = f.scalar("Muls", _flat(f, at, values), "4", "i")
+        x = f.gather(f"table{at}()", offset)
+    else:
+        x = _by_scalars(f, node, at, values)
+    if node.dtype == "b":
+        return Value(f.emit("CompareScalar({d:b}, {0:f}, 0.0f, CMPMODE::NE, n);", "bits", x))
+    return Value(x)
+
+
+def _flat(f: Function, at: int, values: list[Value]) -> Register:
+    """The flat places of clamped indices, in int32: a table in the unified buffer is small."""
+    total = Value(text="0")
+    for dim, value in enumerate(values):
+        limit, step = f"o.extent{at}_{dim}", f"o.stride{at}_{dim}"
+        if value.register is None:
+            term = Value(text=f"within({value.text}, {limit}) * {step}")
+        else:
+            low = f.scalar("Maxs", value.register, "0", "i")
+            inside = f.scalar("Mins", low, f"(int32_t)({limit} - 1)", "i")
+            last = dim == len(values) - 1
+            term = Value(inside if last else f.scalar("Muls", inside, f"(int32_t){step}", "i"))
+        total = _sum(f, total, term)
+    return f.tile(total, "i")
+
+
+def _by_scalars(f: Function, node: Expr, at: int, values: list[Value]) -> Register:
+    registers = tuple(dict.fromkeys(x.register for x in values if x.register is not None))
+    view, kind = ("i", "int32_t") if node.dtype == "i" else ("f", "float")
+    spelled = [
+        x.text if x.register is None else f"at_{x.shape}({{{registers.index(x.register)}:i}}, y, x)" for x in values
+    ]
+    read = f"leaf{at}.GetValue({place(at, spelled)})"
+    read = f"ToFloat({read})" if node.dtype == "bf16" else f"({kind}){read}"
+    loop = "for (int32_t y = 0; y < rows; y++) for (int32_t x = 0; x < columns; x++)"
+    text = f"Duplicate({{d:{view}}}, ({kind})0, n); {loop} {{d:{view}}}.SetValue(y * width + x, {read});"
+    return f.emit(text, "tile", *registers, in_place=False)
+
+
+def _dropout(f: Function, node: Expr) -> Value:
+    raise Unsupported("dropout: no instruction mixes the bits of its counter")
+
+
+_RULES: dict[str, Callable[[Function, Expr], Value]] = {
+    "poly": _poly,
+    "ge0": _sign_of,
+    "eq0": _sign_of,
+    "compare": _compare,
+    "and": _and,
+    "not": _not,
+    "where": _where,
+    "cast": _cast,
+    "load": _load,
+    "dropout": _dropout,
+}

@@ -1,0 +1,176 @@
+"""Tilings of jagged attention: what fits a machine's buffers, and which of them costs least on paper.
+
+A tile is `rows` queries by `columns` keys: scores of a tile are made by the cube core, each of its two vector cores turns
+half of the rows into weights, `vector_rows` at a time, and the cube core multiplies them with V. Legal tilings are
+enumerated; every buffer is checked against the machine description. The cost is that of the slowest of the units
+that run side by side, by the element:
+
+    cube      (D + Dv) / (16 * 16 * inner)     inner: 16 of two bytes, 4 of four (inferred: a quarter of the rate)
+    vector    instructions / 64 / 2            two cores, 64 elements an instruction and cycle
+    starts    what an instruction, a copy and a hand-over cost beside their elements, by assumption
+
+None of these is measured: the choice is a ranking, and `Tiling.reason` says what bounds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gr_compile.lowering.ascendc.machine import Machine
+
+SELECT_WORKSPACE = 8192  # of the unified buffer: Select's modes 1 and 2 keep it to themselves
+_START = 20  # cycles until an instruction of the vector unit works (assumed)
+_HAND_OVER = 1000  # cycles of a cross-core flag and of the copies' latency, a tile (assumed)
+_SIZES = (256, 128, 64, 32, 16)
+
+
+class DoesNotFit(ValueError):
+    """No tiling of a kernel fits a machine; the message names the buffer that the smallest one overflows."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a kernel needs.
+
+    Attributes:
+        d, dv: widths of q and of v; d is 0 where there is no product.
+        qk_bytes, v_bytes: of an element.
+        tiles, bits, rows, columns: slots of the vector code's registers; rows and columns: of a tile.
+        kept_rows, kept_columns: one-sided values that lie in the unified buffer.
+        tables: bytes of lookup tables there.
+        instructions: of the vector unit, a tile.
+        phases: how often scores are made: 2 under a softmax.
+    """
+
+    d: int
+    dv: int
+    qk_bytes: int
+    v_bytes: int
+    tiles: int
+    bits: int
+    rows: int
+    columns: int
+    kept_rows: int
+    kept_columns: int
+    tables: int
+    instructions: int
+    phases: int
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A legal tiling; `d_step` and `c_step`: how much of the inner size of Q K^T and P V lies in L0A and L0B at once."""
+
+    rows: int
+    columns: int
+    vector_rows: int
+    d_step: int
+    c_step: int
+    buffers: Mapping[str, int]
+    cube_cycles: float
+    vector_cycles: float
+    reason: str = ""
+
+    @property
+    def cycles(self) -> float:
+        """Of the slower unit, a tile."""
+        return max(self.cube_cycles, self.vector_cycles)
+
+    @property
+    def utilisation(self) -> float:
+        """The part of the time that the cube works, in the steady state of the pipeline."""
+        return self.cube_cycles / self.cycles
+
+
+def up(x: int, to: int) -> int:
+    return -(-x // to) * to
+
+
+def scratch(demand: Demand, rows: int, columns: int, vector_rows: int) -> int:
+    """Bytes of the unified buffer beside the queues: what `Program::layout` takes, in its order."""
+    tile = vector_rows * columns
+    wide = up(demand.dv, 8)
+    parts = [
+        demand.tiles * tile * 4,
+        demand.bits * up(tile // 8, 32),
+        demand.rows * vector_rows * 4,
+        demand.columns * columns * 4,
+        demand.kept_rows * up(rows // 2, 8) * 4,
+        demand.kept_columns * columns * 4,
+        vector_rows * 32,
+        demand.tables,
+        64 * wide + 256 if demand.v_bytes == 4 else 0,
+    ]
+    return sum(up(x, 32) for x in parts)
+
+
+def solve(demand: Demand, machine: Machine) -> Tiling:
+    """The legal tiling that costs least by the element.
+
+    Raises:
+        DoesNotFit: there is none.
+    """
+    found = [x for x in _candidates(demand) if not _overflow(x, machine)]
+    if not found:
+        smallest = min(_candidates(demand), key=lambda x: sum(x.buffers.values()))
+        name, beyond = max(_overflow(smallest, machine).items(), key=lambda x: x[1])
+        raise DoesNotFit(
+            f"{machine.name}: {name} overflows by {beyond} bytes at the smallest tile, "
+            f"{smallest.rows} x {smallest.columns}, {smallest.vector_rows} rows at a time"
+        )
+    best = min(found, key=lambda x: (x.cycles / (x.rows * x.columns), -x.rows, -x.columns))
+    full = max(machine_share(best, machine).items(), key=lambda x: x[1])
+    bound = "the cube" if best.cube_cycles >= best.vector_cycles else "the vector unit"
+    reason = (
+        f"{best.rows} x {best.columns}, {best.vector_rows} rows at a time, is the cheapest of {len(found)} tilings that "
+        f"fit {machine.name}: bound by {bound}, cube at {best.utilisation:.0%}; fullest buffer {full[0]}, {full[1]:.0%}"
+    )
+    return Tiling(**{**best.__dict__, "reason": reason})
+
+
+def machine_share(tiling: Tiling, machine: Machine) -> dict[str, float]:
+    """How full every buffer is."""
+    return {name: size / _capacity(machine)[name] for name, size in tiling.buffers.items()}
+
+
+def _capacity(machine: Machine) -> dict[str, int]:
+    return {
+        "UB": machine.unified_buffer - SELECT_WORKSPACE, "L1": machine.l1, "L0A": machine.l0a, "L0B": machine.l0b,
+        "L0C": machine.l0c,
+    }  # fmt: skip
+
+
+def _overflow(tiling: Tiling, machine: Machine) -> dict[str, int]:
+    capacity = _capacity(machine)
+    return {name: size - capacity[name] for name, size in tiling.buffers.items() if size > capacity[name]}
+
+
+def _candidates(demand: Demand) -> Iterator[Tiling]:
+    columns = [x for x in _SIZES if x >= 64]
+    for rows, wide, vector_rows in itertools.product(_SIZES, columns, (64, 32, 16, 8)):
+        if vector_rows > max(rows // 2, 8):
+            continue
+        for step in (256, 128, 64, 32, 16):
+            yield _tiling(demand, rows, wide, vector_rows, min(step, up(max(demand.d, 16), 16)), min(step, wide))
+
+
+def _tiling(demand: Demand, rows: int, columns: int, vector_rows: int, d_step: int, c_step: int) -> Tiling:
+    d, dv = up(demand.d, 16), up(demand.dv, 16)
+    q, v = demand.qk_bytes, demand.v_bytes
+    has = demand.d > 0
+    buffers = {
+        "UB": scratch(demand, rows, columns, vector_rows)
+        + 2 * up(vector_rows * columns * 4, 32) * has + 2 * up(vector_rows * columns * v, 32),
+        "L1": 2 * (has * (rows + columns) * d * q + (columns * dv + rows * columns) * v),
+        "L0A": 2 * max(has * rows * d_step * q, rows * c_step * v),
+        "L0B": 2 * max(has * columns * d_step * q, dv * c_step * v),
+        "L0C": rows * columns * 4 * has + rows * dv * 4,
+    }  # fmt: skip
+    inner = {2: 16, 4: 4}
+    cube = rows * columns * (demand.phases * demand.d / inner[q] + demand.dv / inner[v]) / 256
+    starts = rows / 2 / vector_rows * demand.instructions * _START
+    vector = rows / 2 * columns / 64 * demand.instructions + starts + _HAND_OVER / 2
+    loads = (up(max(demand.d, 1), d_step) // d_step + columns // c_step) * _START
+    return Tiling(rows, columns, vector_rows, d_step, c_step, buffers, cube + loads, vector)

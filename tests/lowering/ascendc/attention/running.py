@@ -1,0 +1,57 @@
+"""Run a generated kernel on the functional model, and the float64 reference beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gr_compile.analysis.expr import TORCH_DTYPE
+from gr_compile.lowering.ascendc.attention.forward import Call, Forward
+from gr_compile.lowering.ascendc.functional_model import In, Out, Tiling, Workspace, compile_kernels
+from gr_compile.lowering.ascendc.kernel import Kernel
+from gr_compile.lowering.ascendc.machine import machine
+from gr_compile.lowering.ascendc.tiling import Tiling as Choice
+from gr_compile.ops.attention_blocks import Inputs
+from gr_compile.ops.jagged_attention import inputs_of
+
+MACHINE = machine("910b1")
+SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0)
+
+
+def forward(inputs: Inputs, tiling: Choice | None = SMALL, cores: int = 2) -> Tensor:
+    """O by the generated kernel."""
+    kernel = Forward(Call.of(inputs)).kernel(MACHINE, tiling, cores)
+    shape = (inputs.query_positions.shape[0], inputs.heads, inputs.v.shape[2])
+    (out,) = run(kernel, inputs, [Out(shape, TORCH_DTYPE[inputs.program.out_dtype])])
+    return out
+
+
+def run(kernel: Kernel, inputs: Inputs, outputs: list[Any]) -> list[Tensor]:
+    program = compile_kernels(kernel.source, [kernel.name], tiling=kernel.tiling_fields)
+    nothing = torch.zeros(1, dtype=inputs.v.dtype)
+    used = inputs.program.product is not None
+    operands = [x if used and x is not None else nothing for x in (inputs.q, inputs.k)]
+    rows = (inputs.query_offsets, inputs.query_positions, inputs.key_offsets, inputs.key_positions)
+    sizes = torch.tensor(list(inputs.sizes.values()) or [0])
+    given = [In(x.detach()) for x in (*operands, inputs.v, *inputs.leaves.values(), *rows, sizes)]
+    tiling = Tiling(kernel.tiling)
+    arguments = [*given, *outputs, Workspace(max(kernel.workspace_bytes, 1)), tiling]
+    return program.run(kernel.name, arguments, MACHINE, blocks=kernel.blocks, cores="mix")
+
+
+def inputs(*operands: Any) -> Inputs:
+    return inputs_of(*operands)
+
+
+def exact(found: Inputs) -> Inputs:
+    """The same operands in float64, in a program that computes in float64."""
+    text = found.program.text()
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in found.leaves.items()}
+    q, k = (None if x is None else x.double() for x in (found.q, found.k))
+    from gr_compile.ops.score_program import ScoreProgram
+
+    program = ScoreProgram.parse(text)
+    return dataclasses.replace(found, program=program, q=q, k=k, v=found.v.double(), leaves=wide)
