@@ -57,6 +57,7 @@ class Demand:
     tables: int
     instructions: int
     phases: int
+    backward: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def up(x: int, to: int) -> int:
 def scratch(demand: Demand, rows: int, columns: int, vector_rows: int) -> int:
     """Bytes of the unified buffer beside the queues: what `Program::layout` takes, in its order."""
     tile = vector_rows * columns
-    wide = up(demand.dv, 8)
+    wide = up(max(demand.d, demand.dv), 8)
     parts = [
         demand.tiles * tile * 4,
         demand.bits * up(tile // 8, 32),
@@ -101,7 +102,7 @@ def scratch(demand: Demand, rows: int, columns: int, vector_rows: int) -> int:
         demand.kept_columns * columns * 4,
         vector_rows * 32,
         demand.tables,
-        64 * wide + 256 if demand.v_bytes == 4 else 0,
+        64 * wide + 256 if 4 in (demand.v_bytes, demand.qk_bytes) else 0,
     ]
     return sum(up(x, 32) for x in parts)
 
@@ -157,20 +158,42 @@ def _candidates(demand: Demand) -> Iterator[Tiling]:
 
 
 def _tiling(demand: Demand, rows: int, columns: int, vector_rows: int, d_step: int, c_step: int) -> Tiling:
-    d, dv = up(demand.d, 16), up(demand.dv, 16)
     q, v = demand.qk_bytes, demand.v_bytes
-    has = demand.d > 0
-    buffers = {
-        "UB": scratch(demand, rows, columns, vector_rows)
-        + 2 * up(vector_rows * columns * 4, 32) * has + 2 * up(vector_rows * columns * v, 32),
-        "L1": 2 * (has * (rows + columns) * d * q + (columns * dv + rows * columns) * v),
-        "L0A": 2 * max(has * rows * d_step * q, rows * c_step * v),
-        "L0B": 2 * max(has * columns * d_step * q, dv * c_step * v),
-        "L0C": rows * columns * 4 * has + rows * dv * 4,
-    }  # fmt: skip
+    buffers = (_backward_buffers if demand.backward else _forward_buffers)(demand, rows, columns, vector_rows, d_step, c_step)
     inner = {2: 16, 4: 4}
-    cube = rows * columns * (demand.phases * demand.d / inner[q] + demand.dv / inner[v]) / 256
+    products = (demand.phases, 1) if not demand.backward else (demand.phases + 2, demand.phases + 1)
+    cube = rows * columns * (products[0] * demand.d / inner[q] + products[1] * demand.dv / inner[v]) / 256
     starts = rows / 2 / vector_rows * demand.instructions * _START
     vector = rows / 2 * columns / 64 * demand.instructions + starts + _HAND_OVER / 2
     loads = (up(max(demand.d, 1), d_step) // d_step + columns // c_step) * _START
     return Tiling(rows, columns, vector_rows, d_step, c_step, buffers, cube + loads, vector)
+
+
+def _forward_buffers(
+    demand: Demand, rows: int, columns: int, vector_rows: int, d_step: int, c_step: int
+) -> dict[str, int]:
+    """Bytes of runtime/vector.h and cube.h."""
+    d, dv, q, v = up(demand.d, 16), up(demand.dv, 16), demand.qk_bytes, demand.v_bytes
+    has, tile = demand.d > 0, vector_rows * columns
+    return {
+        "UB": scratch(demand, rows, columns, vector_rows) + 2 * tile * 4 * has + 2 * up(tile * v, 32),
+        "L1": 2 * (has * (rows + columns) * d * q + (columns * dv + rows * columns) * v),
+        "L0A": 2 * max(has * rows * d_step * q, rows * c_step * v),
+        "L0B": 2 * max(has * columns * d_step * q, dv * c_step * v),
+        "L0C": rows * columns * 4 * has + rows * dv * 4,
+    }
+
+
+def _backward_buffers(
+    demand: Demand, rows: int, columns: int, vector_rows: int, d_step: int, c_step: int
+) -> dict[str, int]:
+    """Bytes of runtime/gradients.h and backward_cube.h."""
+    d, dv, q, v = up(demand.d, 16), up(demand.dv, 16), demand.qk_bytes, demand.v_bytes
+    has, most, wide = demand.d > 0, max(q, v), max(d, dv)
+    return {
+        "UB": scratch(demand, rows, columns, vector_rows) + (2 + has) * vector_rows * columns * 4,
+        "L1": has * (rows + columns) * d * q + (rows + columns) * dv * v + (rows * columns + max(rows, columns) * wide) * most,
+        "L0A": 2 * max(rows * d_step, max(rows, columns) * c_step) * most,
+        "L0B": 2 * max(columns * d_step, wide * c_step) * most,
+        "L0C": rows * columns * 4 + columns * wide * 4 + has * rows * d * 4,
+    }

@@ -15,7 +15,7 @@ class Columns {
         if (kt % cores == core) fits &= keys(b, kt, key, least(key + o.c, k1));
     }
     int64_t behind = o.query_offsets.GetValue(o.batch), rest = o.q_rows - behind;
-    fill(behind + rest * core / cores, behind + rest * (core + 1) / cores, 0.0f);
+    if (!BACKWARD) fill(behind + rest * core / cores, behind + rest * (core + 1) / cores, 0.0f);
     LocalTensor<int32_t> word = x.kept_row<int32_t>(0);
     word.SetValue(0, fits ? 0 : 1);
     copy_out(o.status[core * 8], word, 1);
@@ -58,7 +58,9 @@ class Columns {
     words.SetValue(0, empty ? 0 : (int32_t)(first / o.c));
     words.SetValue(1, empty ? 0 : (int32_t)((last + o.c - 1) / o.c));
     copy_out(o.blocks[g * 8], words, 2);
-    if (empty) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);
+    if (sizeof(QT) == 4 && BACKWARD && PRODUCT) transpose(o.q.ReinterpretCast<float>(), o.q_heads, o.d, row0, (int32_t)(row1 - row0), o.qt, g, o.r);
+    if (sizeof(VT) == 4 && BACKWARD) transpose(o.grad.ReinterpretCast<float>(), o.heads, o.dv, row0, (int32_t)(row1 - row0), o.grad_t, g, o.r);
+    if (empty && !BACKWARD) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);
     return fits;
   }
   // The first key of a sequence whose position is not below `position`.
@@ -80,29 +82,32 @@ class Columns {
       for (int k = 0; k < HEAD_COLUMN_VALUES; k++)
         copy_out(o.key_columns[(COLUMN_VALUES + k * o.heads + h) * o.k_rows + key0], x.given_column<int32_t>(COLUMN_VALUES + k), count);
     }
-    if constexpr (sizeof(VT) == 4) {
-      for (int64_t h = 0; h < o.v_heads; h++)
-        for (int32_t y = 0; y < count; y += 8) transpose(h, kt, key0, y, (int32_t)least(8, count - y));
-    }
+    if (sizeof(VT) == 4 && !BACKWARD) transpose(o.v.ReinterpretCast<float>(), o.v_heads, o.dv, key0, count, o.vt, kt, o.c);
+    if (sizeof(QT) == 4 && BACKWARD && PRODUCT) transpose(o.k.ReinterpretCast<float>(), o.k_heads, o.d, key0, count, o.kt, kt, o.c);
     return fits;
   }
-  // Eight keys of V as columns: the cube loads float32 as it lies, and multiplies along what lies together.
-  __aicore__ inline void transpose(int64_t h, int64_t kt, int64_t key0, int32_t y, int32_t count) {
-    int32_t wide = (int32_t)up(o.dv, 8);
-    LocalTensor<float> from = x.piece<float>(x.transpose_at, 8 * wide), to = x.piece<float>(x.transpose_at + 32 * wide, 8 * wide);
+  // Rows [rows, heads, width] as [heads, width, step]: the cube loads float32 as it lies, and multiplies along what lies
+  // together. Eight rows at a time.
+  __aicore__ inline void transpose(GlobalTensor<float> rows, int64_t heads, int64_t width, int64_t row0, int32_t count, GlobalTensor<float> to,
+                                   int64_t number, int64_t step) {
+    int32_t wide = (int32_t)up(width, 8);
+    LocalTensor<float> from = x.piece<float>(x.transpose_at, 8 * wide), turned = x.piece<float>(x.transpose_at + 32 * wide, 8 * wide);
     LocalTensor<int32_t> at = x.piece<int32_t>(x.transpose_at + 64 * wide, 64);
-    order<HardEvent::MTE3_MTE2>();
-    order<HardEvent::V_MTE2>();
-    DataCopyPad(from, o.v[((key0 + y) * o.v_heads + h) * o.dv],
-                DataCopyExtParams((uint16_t)count, (uint32_t)(o.dv * 4), (uint32_t)((o.v_heads - 1) * o.dv * 4), 0, 0),
-                DataCopyPadExtParams<float>(true, 0, (uint8_t)(wide - o.dv), 0.0f));
-    order<HardEvent::MTE2_V>();
-    order<HardEvent::MTE3_V>();
-    ArithProgression(at, (int32_t)0, wide * 4, count);
-    for (int32_t d = 0; d < o.dv; d++) Gather(to[d * 8], from, at.ReinterpretCast<uint32_t>(), (uint32_t)(d * 4), (uint32_t)count);
-    order<HardEvent::V_MTE3>();
-    DataCopyPad(o.vt[(kt * o.v_heads + h) * o.dv * o.c + y], to,
-                DataCopyExtParams((uint16_t)o.dv, (uint32_t)(count * 4), 0, (uint32_t)((o.c - count) * 4), 0));
+    for (int64_t h = 0; h < heads; h++)
+      for (int32_t y = 0; y < count; y += 8) {
+        int32_t some = (int32_t)least(8, count - y);
+        order<HardEvent::V_MTE2>();
+        DataCopyPad(from, rows[((row0 + y) * heads + h) * width],
+                    DataCopyExtParams((uint16_t)some, (uint32_t)(width * 4), (uint32_t)((heads - 1) * width * 4), 0, 0),
+                    DataCopyPadExtParams<float>(true, 0, (uint8_t)(wide - width), 0.0f));
+        order<HardEvent::MTE2_V>();
+        order<HardEvent::MTE3_V>();
+        ArithProgression(at, (int32_t)0, wide * 4, some);
+        for (int32_t d = 0; d < width; d++) Gather(turned[d * 8], from, at.ReinterpretCast<uint32_t>(), (uint32_t)(d * 4), (uint32_t)some);
+        order<HardEvent::V_MTE3>();
+        DataCopyPad(to[(number * heads + h) * width * step + y], turned,
+                    DataCopyExtParams((uint16_t)width, (uint32_t)(some * 4), 0, (uint32_t)((step - some) * 4), 0));
+      }
   }
   __aicore__ inline void fill(int64_t row0, int64_t row1, float value) {
     int64_t at = row0 * o.heads * o.dv, end = row1 * o.heads * o.dv, most_at_once = x.most_rows * x.most_columns;

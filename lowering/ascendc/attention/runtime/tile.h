@@ -27,7 +27,7 @@ struct Tile {
   int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
   int32_t first_row = 0;                                    // of the tile, in what the core keeps
   uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
-  LocalTensor<float> arrived;                               // scores from the cube core
+  LocalTensor<float> arrived[2];                            // from the cube core: scores, gradients of weights
   TBuf<TPosition::VECCALC> memory;
 
   __aicore__ inline uint32_t take(int64_t bytes) {
@@ -54,7 +54,7 @@ struct Tile {
   template <class T> __aicore__ inline LocalTensor<T> given_column(int k) {
     return piece<T>(given_columns_at + k * most_columns * 4, most_columns);
   }
-  template <class T> __aicore__ inline LocalTensor<T> given_tile(int) { return arrived.ReinterpretCast<T>(); }
+  template <class T> __aicore__ inline LocalTensor<T> given_tile(int k) { return arrived[k].ReinterpretCast<T>(); }
   template <class T> __aicore__ inline LocalTensor<T> spread() { return piece<T>(spread_at, most_rows * 8); }
 
   template <class T> __aicore__ inline int64_t at_tile(const LocalTensor<T>& tensor, int32_t y, int32_t x) { return tensor.GetValue(y * width + x); }

@@ -1,7 +1,4 @@
 // A vector core: half of the rows of every tile. Scores come from the cube core through global memory, and weights go back.
-constexpr uint16_t SCORES = 1, WEIGHTS = 2;  // flags between the cores
-constexpr int DEPTH = 3;                     // tiles under way: scores of t, weights of t - 1, outputs of t - 2
-
 class Vector {
  public:
   __aicore__ inline Vector(const Operands& o) : o(o), x(o) {}
@@ -36,7 +33,7 @@ class Vector {
       if (PRODUCT) scores(at);
       if (s.phase < PHASES - 1) x.statistics();
       else weights(at);
-      if (PRODUCT) in.FreeTensor(x.arrived);
+      if (PRODUCT) in.FreeTensor(x.arrived[0]);
     }
     order<HardEvent::V_MTE3>();  // scores that only statistics read have been read
     CrossCoreSetFlag<2, PIPE_MTE3>(WEIGHTS);
@@ -79,7 +76,7 @@ class Vector {
     DataCopyPad(s, o.s[at], DataCopyExtParams((uint16_t)x.rows, (uint32_t)x.columns * 4, (uint32_t)(o.c - x.columns) * 4, (uint32_t)(x.width - blocks) / 8, 0),
                 DataCopyPadExtParams<float>(true, 0, (uint8_t)(blocks - x.columns), 0.0f));
     in.EnQue(s);
-    x.arrived = in.DeQue<float>();
+    x.arrived[0] = in.DeQue<float>();
   }
   __aicore__ inline void weights(int64_t at) {
     LocalTensor<float> p = x.weights();

@@ -3,9 +3,12 @@
 // tiles, so that a causal sequence's short rows go to fewer cores than its long ones.
 //
 // The list of blocks is made on the device: sequence lengths are data there, and a host that reads them waits.
+constexpr uint16_t SCORES = 1, WEIGHTS = 2;  // flags between the cores
+constexpr int DEPTH = 3;                     // tiles under way: scores of t, weights of t - 1, outputs of t - 2
+
 struct Step {
   int32_t b = 0, h = 0, phase = 0, rows = 0, columns = 0;
-  int64_t row0 = 0, key0 = 0, key_tile = 0;
+  int64_t row0 = 0, key0 = 0, key_tile = 0, block = 0;  // block, key_tile: of all sequences
   bool opens = false, closes = false;   // the first and the last step of an item
   bool begins = false, ends = false;    // of the last phase: sums start and are complete
 };
@@ -22,7 +25,7 @@ class Walk {
     if (!going && !next_item()) return false;
     s.b = b, s.h = h, s.phase = phase;
     s.row0 = q0 + (block - 1) * o.r, s.rows = (int32_t)least(o.r, q1 - s.row0);
-    s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k1 - s.key0), s.key_tile = kt + tile;
+    s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k1 - s.key0), s.key_tile = kt + tile, s.block = g - 1;
     s.opens = tile == t0 && phase == 0;
     s.begins = tile == t0 && phase == PHASES - 1;
     s.ends = s.closes = tile == t1 - 1 && phase == PHASES - 1;

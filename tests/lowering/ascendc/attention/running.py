@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from gr_compile.analysis.expr import TORCH_DTYPE
-from gr_compile.lowering.ascendc.attention.forward import Call, Forward
+from gr_compile.lowering.ascendc.attention.backward import Backward, wants
+from gr_compile.lowering.ascendc.attention.forward import Forward
+from gr_compile.lowering.ascendc.attention.printer import Call
 from gr_compile.lowering.ascendc.functional_model import In, Out, Tiling, Workspace, compile_kernels
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import machine
@@ -27,6 +29,16 @@ def forward(inputs: Inputs, tiling: Choice | None = SMALL, cores: int = 2) -> Te
     shape = (inputs.query_positions.shape[0], inputs.heads, inputs.v.shape[2])
     (out,) = run(kernel, inputs, [Out(shape, TORCH_DTYPE[inputs.program.out_dtype])])
     return out
+
+
+def backward(inputs: Inputs, grad: Tensor, tiling: Choice | None = SMALL, cores: int = 2) -> list[Tensor]:
+    """Gradients of q, k, v (those that the program reads) and of the leaves in floats, by the generated kernel."""
+    call = Call.of(inputs)
+    needs = wants(call)
+    kernel = Backward(call, needs).kernel(MACHINE, tiling, cores)
+    operands = [x for x, need in zip((inputs.q, inputs.k, inputs.v, *inputs.leaves.values()), needs) if need]
+    outputs = [Out(tuple(x.shape), x.dtype) for x in operands if x is not None]
+    return run(kernel, inputs, [In(grad), *outputs])
 
 
 def run(kernel: Kernel, inputs: Inputs, outputs: list[Any]) -> list[Tensor]:

@@ -1,0 +1,279 @@
+"""The kernel of `gr::jagged_attention_backward`: gradients by recomputation, as gr_compile.ops.attention_backward has them.
+
+Behind sizes its parameters are grad, then grad_q, grad_k, grad_v and grad_leaf0 ... of those that are wanted. The cube core
+makes S = Q K^T and dP = dO V^T, the vector cores run the score program and its derivative on them, and the cube core
+multiplies the results with dO, Q and K. Under a softmax the keys are gone over three times: statistics, the sum of dP P
+of a row, gradients.
+
+Sums over items meet in global memory by atomic additions in float32: their order, and so the last bits, differ from run to
+run. dQ of one item is summed in L0C, in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from gr_compile.analysis.expr import FLOAT_DTYPES, Expr, is_const
+from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
+from gr_compile.lowering.ascendc.attention.printer import ELEMENT, LEAF, Call, Printer, read_runtime
+from gr_compile.lowering.ascendc.attention.scalar import is_simple, place
+from gr_compile.lowering.ascendc.attention.vector import Function
+from gr_compile.lowering.ascendc.tiling import Tiling
+from gr_compile.lowering.cpu.lanes import Unsupported
+from gr_compile.lowering.cpu.stages import wanted_leaves
+from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
+from gr_compile.ops.attention_reference import plan
+from gr_compile.ops.evaluate import reads_block
+from gr_compile.ops.score_program import HEAD
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafGradient:
+    """How the gradient of a load reaches its leaf: "pair" (an element a pair), "column", or "row" (of no pair, too)."""
+
+    load: Expr
+    slope: Expr
+    after_softmax: bool
+    side: str
+
+
+class Backward(Printer):
+    """The backward of one call; `needs` says which of q, k, v and the leaves want a gradient."""
+
+    operator: ClassVar[str] = "jagged_attention_backward"
+    files: ClassVar[tuple[str, ...]] = ("gradients.h", "backward_cube.h")
+
+    def __init__(self, call: Call, needs: Sequence[bool]) -> None:
+        self.needs = dict(zip(("q", "k", "v", *call.program.leaves), needs))
+        self.plan = plan(call.program, wanted_leaves(call.program, self.needs))
+        product, softmax = call.program.product, call.program.softmax
+        self.product_slope = None if product is None else self.plan.score_slopes.get(product)
+        self.softmax_slope = None if softmax is None else self.plan.post_slopes.get(softmax)
+        self.gradients = self._gradients()
+        if call.program.out_dtype != {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}.get(call.v_dtype):
+            raise Unsupported(f"a gradient in {call.program.out_dtype} against values in {call.v_dtype}")
+        super().__init__(call)
+
+    # ------------------------------------------------------------------------------------------ program
+    def _gradients(self) -> list[LeafGradient]:
+        found = []
+        for after, slopes in ((False, self.plan.score_slopes), (True, self.plan.post_slopes)):
+            for load, slope in slopes.items():
+                if load.op == "load":
+                    found.append(LeafGradient(load, slope, after, _side(load)))
+        return found
+
+    def roots(self) -> tuple[Expr, ...]:
+        return self.plan.roots
+
+    def functions(self) -> dict[str, list[Instruction]]:
+        found = {}
+        if self.program.post is not None:
+            found["statistics"] = self.statistics()
+            found["inner"] = self._inner()
+        return {**found, "gradients": self._last()}
+
+    def _inner(self) -> list[Instruction]:
+        f = self.function()
+        weighted = self._weighted(f, self.softmax(f))
+        f.instructions.append(Instruction("add_to_rows(INNER, {0:f}, {1:f});", None, (weighted, f.emit("", "row"))))
+        return f.instructions
+
+    def _weighted(self, f: Function, sm: Register) -> Register:
+        """dsm * sm, of an own register."""
+        slope = self.softmax_slope
+        return f.binary("Mul", sm, _GIVEN if slope is None else self._times(f, _GIVEN, slope))
+
+    def _times(self, f: Function, gradient: Register, slope: Expr) -> Register:
+        """gradient * slope."""
+        if is_const(slope, 1):
+            return gradient
+        value = f.value(slope)
+        if value.register is None:
+            return f.scalar("Muls", gradient, value.text)
+        return f.binary("Mul", gradient, value.register)
+
+    def _last(self) -> list[Instruction]:
+        program, f = self.program, self.function()
+        if program.post is None:
+            weights = f.tile(f.value(program.score), program.score.dtype)
+            score_gradient = _GIVEN
+        else:
+            sm = self.softmax(f)
+            weights = f.tile(f.value(program.post), program.post.dtype)
+            weighted = self._weighted(f, sm)
+            shared = f.emit("MulRow({d:f}, {0:f}, given_row<float>(INNER));", "tile", sm)
+            score_gradient = f.binary("Sub", weighted, shared)
+        if self.needs["v"]:
+            self._give(f, "VT", "p", "pt", weights)
+        if self.product_slope is not None:
+            self._give(f, "QT", "ds", "dst", self._times(f, score_gradient, self.product_slope))
+        sums = {"row": 0, "column": 0}
+        for gradient in self.gradients:
+            tile = self._times(f, _GIVEN if gradient.after_softmax else score_gradient, gradient.slope)
+            if gradient.side == "pair":
+                self._scatter(f, gradient.load, tile)
+                continue
+            copy = f.emit("DataCopy({d:f}, {0:f}, n);", "tile", tile, in_place=False)
+            first = "ROW_SUMS" if gradient.side == "row" else "COLUMN_SUMS_AT"
+            number = f"{first} + {sums[gradient.side]}"
+            sums[gradient.side] += 1
+            work = (f.emit("", "row"),) if gradient.side == "row" else ()
+            extra = ", {1:f}" if work else ""
+            text = f"add_to_{gradient.side}s({number}, {{0:f}}{extra});"
+            f.instructions.append(Instruction(text, None, (copy, *work)))
+        return f.instructions
+
+    def _give(self, f: Function, kind: str, to: str, turned: str, tile: Register) -> None:
+        work, places = f.emit("", "tile"), f.emit("", "row")
+        text = f"give<{kind}>(o.{to}, o.{turned}, {{0:f}}, {{1:f}}, {{2:i}});"
+        f.instructions.append(Instruction(text, None, (tile, work, places)))
+
+    def _scatter(self, f: Function, load: Expr, tile: Register) -> None:
+        """The scalar unit adds every pair's gradient where its load read."""
+        at = self.program.leaves.index(load.args[0])
+        values = [f.value(x) for x in load.args[1]]
+        registers = tuple(dict.fromkeys((tile, *(x.register for x in values if x.register is not None))))
+        spelled = [
+            x.text if x.register is None else f"at_{x.shape}({{{registers.index(x.register)}:i}}, y, x)" for x in values
+        ]
+        loop = "for (int32_t y = 0; y < rows; y++) for (int32_t x = 0; x < columns; x++)"
+        text = f"{loop} add_to_leaf{at}({place(at, spelled)}, {{0:f}}.GetValue(y * width + x));"
+        f.instructions.append(Instruction(text, None, registers))
+
+    # --------------------------------------------------------------------------------------------- sums
+    def _of_side(self, side: str) -> list[LeafGradient]:
+        return [x for x in self.gradients if x.side == side]
+
+    def kept_sums(self) -> int:
+        return (0 if self.program.post is None else 3) + len(self._of_side("row"))
+
+    def column_sums(self) -> int:
+        return len(self._of_side("column"))
+
+    def _summed(self) -> list[int]:
+        """The leaves that want a gradient."""
+        return [at for at, name in enumerate(self.program.leaves) if self.needs[name]]
+
+    def _in_buffer(self, at: int) -> bool:
+        return self.program.leaves[at] in self.context.resident
+
+    def table_sums(self) -> dict[str, int]:
+        pairs = {x.load.args[0] for x in self.gradients}
+        named = [(at, self.program.leaves[at]) for at in self._summed()]
+        return {f"sum{at}": self._count(at) for at, name in named if self._in_buffer(at) and name in pairs}
+
+    def _count(self, at: int) -> int:
+        return torch.Size(self.call.extents[at]).numel()
+
+    def sums(self) -> dict[str, int]:
+        call = self.call
+        dk = call.query_rows * call.q_heads * call.d
+        dv = dk + call.key_rows * call.k_heads * call.d
+        leaves = dv + call.key_rows * call.v_heads * call.dv
+        return {"dk_first": dk, "dv_first": dv, "leaves_first": leaves, "sums_count": leaves + sum(map(self._count, self._summed()))}
+
+    def _first(self, at: int) -> str:
+        """Where a leaf's sums begin in global memory."""
+        return f"o.leaves_first + {sum(self._count(x) for x in self._summed() if x < at)}"
+
+    # --------------------------------------------------------------------------------------------- text
+    def numbers(self) -> dict[str, int]:
+        rows = max(len(self.rows) + len(self.head_rows), 1)
+        return {
+            "INNER": rows + 2, "ROW_SUMS": rows + (0 if self.program.post is None else 3),
+            "COLUMN_SUMS_AT": len(self.columns) + len(self.head_columns),
+            "NEEDS_V": int(self.needs["v"]), "SLOPES": int(self.product_slope is not None),
+        }  # fmt: skip
+
+    def members(self) -> list[str]:
+        lines = [read_runtime("sums.h")]
+        for at in self._summed():
+            target = f"add_one(o.sums[{self._first(at)} + at], value);"
+            if f"sum{at}" in self.table_sums():
+                target = f"sum{at}().SetValue(at, sum{at}().GetValue(at) + value);"
+            lines.append(f"__aicore__ inline void add_to_leaf{at}(int64_t at, float value) {{ {target} }}")
+        rows, columns = self._of_side("row"), self._of_side("column")
+        lines += self._flush("flush_rows", "int64_t row0, int32_t count", QUERY, "query_positions", "row0", rows, "kept_row", "ROW_SUMS")
+        arguments = "int64_t key0, int32_t count"
+        lines += self._flush("flush_columns", arguments, KEY, "key_positions", "key0", columns, "given_column", "COLUMN_SUMS_AT")
+        lines += ["__aicore__ inline void flush_tables() {"]
+        for name in self.table_sums():
+            at = int(name.removeprefix("sum"))
+            lines.append(f"add_many(o.sums[{self._first(at)}], {name}(), {self._count(at)});")
+        return [*lines, "}", *self._finish()]
+
+    def _flush(
+        self, name: str, arguments: str, index: Expr, positions: str, first: str, gradients: list[LeafGradient], sums: str,
+        number: str,
+    ) -> list[str]:  # fmt: skip
+        """Sums of rows, or columns, reach their leaves."""
+        lines = [f"__aicore__ inline void {name}(int64_t b, int64_t h, {arguments}) {{"]
+        letter = index.args[0]
+        for k, gradient in enumerate(gradients):
+            at = self.program.leaves.index(gradient.load.args[0])
+            scalars = self._scalars({SEQUENCE: "b", HEAD: "h", index: letter})
+            values = [scalars.value(x) for x in gradient.load.args[1]]
+            lines += ["for (int32_t y = 0; y < count; y++) {", f"const int64_t {letter} = o.{positions}.GetValue({first} + y);"]
+            value = f"{sums}<float>({number} + {k}).GetValue(y)"
+            lines += [*scalars.lines, f"add_to_leaf{at}({place(at, values)}, {value});", "}"]
+        return [*lines, "}"]
+
+    def _finish(self) -> list[str]:
+        lines = ["__aicore__ inline void finish(bool good) {"]
+        firsts = {"grad_q": "0", "grad_k": "o.dk_first", "grad_v": "o.dv_first"}
+        for name, (kind, count) in self.parameters().items():
+            if name == "grad":
+                continue
+            first = firsts.get(name) or self._first(int(name.removeprefix("grad_leaf")))
+            lines.append(f"store<{kind}>(o.{name}, o.sums[{first}], {count.replace('t.', 'o.')}, good);")
+        return [*lines, "}"]
+
+    def parameters(self) -> dict[str, tuple[str, str]]:
+        found = {"grad": ("VT", "t.q_rows * t.heads * t.dv")}
+        counts = {"q": "t.q_rows * t.q_heads * t.d", "k": "t.k_rows * t.k_heads * t.d", "v": "t.k_rows * t.v_heads * t.dv"}
+        for name, count in counts.items():
+            if self.needs[name] and (name == "v" or self.call.d):
+                found[f"grad_{name}"] = ("VT" if name == "v" else "QT", count)
+        for at in self._summed():
+            found[f"grad_leaf{at}"] = (LEAF[self.call.leaf_dtypes[at]], str(self._count(at)))
+        return found
+
+    def parts(self, tiling: Tiling, cores: int) -> dict[str, tuple[str, int]]:
+        call, common = self.call, self.common_parts(tiling, cores)
+        slots = common["p"][1]
+        blocks = call.query_rows // tiling.rows + call.batch
+        key_tiles = call.key_rows // tiling.columns + call.batch
+        wide = {"v": call.v_dtype.itemsize == 4, "q": bool(call.d) and call.qk_dtype.itemsize == 4}
+        return {
+            **common, "g": ("float", slots), "ds": ("QT", slots if call.d else 0),
+            "pt": ("float", slots if wide["v"] else 0), "dst": ("float", slots if wide["q"] else 0),
+            "grad_t": ("float", blocks * call.heads * call.dv * tiling.rows if wide["v"] else 0),
+            "qt": ("float", blocks * call.q_heads * call.d * tiling.rows if wide["q"] else 0),
+            "kt": ("float", key_tiles * call.k_heads * call.d * tiling.columns if wide["q"] else 0),
+            "sums": ("float", self.sums()["sums_count"]),
+        }  # fmt: skip
+
+
+_GIVEN = Register(-1, "tile", 1)  # gradients of weights, from the cube core
+
+
+def _side(load: Expr) -> str:
+    if reads_block(load):
+        return "pair"
+    if not all(is_simple(x) for x in load.args[1]):
+        raise Unsupported(f"the gradient of a leaf at a place that the scalar unit cannot compute: {load}")
+    return "column" if "j" in load.free else "row"
+
+
+def wants(call: Call) -> list[bool]:
+    """Every gradient that there is."""
+    floats = {"f32", "f16", "bf16"} & FLOAT_DTYPES
+    return [bool(call.d), bool(call.d), True, *(call.program.leaf_types.get(x, (0, "i"))[1] in floats for x in call.program.leaves)]
+
+
+__all__ = ["ELEMENT", "Backward", "wants"]
