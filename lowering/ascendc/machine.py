@@ -1,12 +1,13 @@
 """What is known of an Ascend machine: core counts and capacities, one data file a machine, never constants in code.
 
-The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from).
+The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from), or it says
+itself which of them are inferred.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "machines"
@@ -14,7 +15,10 @@ _FOLDER = Path(__file__).parent / "machines"
 
 @dataclass(frozen=True)
 class Machine:
-    """An AI processor. Sizes in bytes: one core's buffers, and the L2 cache that all cores share."""
+    """An AI processor. Sizes in bytes: one core's buffers, and the L2 cache that all cores share.
+
+    `inferred`: which of the numbers no source gives, and what they are taken from; "" where every one has a source.
+    """
 
     name: str
     cube_cores: int
@@ -27,6 +31,7 @@ class Machine:
     bias_table: int
     megahertz: int
     l2: int
+    inferred: str = ""
 
 
 def machines() -> list[str]:
@@ -44,7 +49,7 @@ def machine(name: str) -> Machine:
     if name not in machines():
         raise ValueError(f"unknown machine {name!r}; known: {', '.join(machines())}")
     found = json.loads(path.read_text())
-    lacking = [x.name for x in fields(Machine) if x.name not in found]
+    lacking = [x.name for x in fields(Machine) if x.default is MISSING and x.name not in found]
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}")
     return Machine(**found)

@@ -1,8 +1,8 @@
 """Tilings of jagged attention: what fits a machine's buffers, and which of them costs least on paper.
 
-A tile is `rows` queries by `columns` keys: scores of a tile are made by the cube core, each of its two vector cores turns
-half of the rows into weights, `vector_rows` at a time, and the cube core multiplies them with V. Legal tilings are
-enumerated; every buffer is checked against the machine description. The cost is that of the slowest of the units
+A tile is `rows` queries by `columns` keys: scores of a tile are made by the cube core, each of its two vector cores
+turns half of the rows into weights, `vector_rows` at a time, and the cube core multiplies them with V. Legal tilings
+are enumerated; every buffer is checked against the machine description. The cost is that of the slowest of the units
 that run side by side, by the element:
 
     cube      (D + Dv) / (16 * 16 * inner)     inner: 16 of two bytes, 4 of four (inferred: a quarter of the rate)
@@ -62,7 +62,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Tiling:
-    """A legal tiling; `d_step` and `c_step`: how much of the inner size of Q K^T and P V lies in L0A and L0B at once."""
+    """A legal tiling; `d_step`, `c_step`: how much of the inner size of Q K^T and P V lies in L0A and L0B at once."""
 
     rows: int
     columns: int
@@ -125,8 +125,9 @@ def solve(demand: Demand, machine: Machine) -> Tiling:
     full = max(machine_share(best, machine).items(), key=lambda x: x[1])
     bound = "the cube" if best.cube_cycles >= best.vector_cycles else "the vector unit"
     reason = (
-        f"{best.rows} x {best.columns}, {best.vector_rows} rows at a time, is the cheapest of {len(found)} tilings that "
-        f"fit {machine.name}: bound by {bound}, cube at {best.utilisation:.0%}; fullest buffer {full[0]}, {full[1]:.0%}"
+        f"{best.rows} x {best.columns}, {best.vector_rows} rows at a time, is the cheapest of {len(found)} tilings "
+        f"that fit {machine.name}: bound by {bound}, cube at {best.utilisation:.0%}; "
+        f"fullest buffer {full[0]}, {full[1]:.0%}"
     )
     return Tiling(**{**best.__dict__, "reason": reason})
 
@@ -159,7 +160,8 @@ def _candidates(demand: Demand) -> Iterator[Tiling]:
 
 def _tiling(demand: Demand, rows: int, columns: int, vector_rows: int, d_step: int, c_step: int) -> Tiling:
     q, v = demand.qk_bytes, demand.v_bytes
-    buffers = (_backward_buffers if demand.backward else _forward_buffers)(demand, rows, columns, vector_rows, d_step, c_step)
+    buffers_of = _backward_buffers if demand.backward else _forward_buffers
+    buffers = buffers_of(demand, rows, columns, vector_rows, d_step, c_step)
     inner = {2: 16, 4: 4}
     products = (demand.phases, 1) if not demand.backward else (demand.phases + 2, demand.phases + 1)
     cube = rows * columns * (products[0] * demand.d / inner[q] + products[1] * demand.dv / inner[v]) / 256
@@ -192,7 +194,8 @@ def _backward_buffers(
     has, most, wide = demand.d > 0, max(q, v), max(d, dv)
     return {
         "UB": scratch(demand, rows, columns, vector_rows) + (2 + has) * vector_rows * columns * 4,
-        "L1": has * (rows + columns) * d * q + (rows + columns) * dv * v + (rows * columns + max(rows, columns) * wide) * most,
+        "L1": has * (rows + columns) * d * q + (rows + columns) * dv * v
+        + (rows * columns + max(rows, columns) * wide) * most,
         "L0A": 2 * max(rows * d_step, max(rows, columns) * c_step) * most,
         "L0B": 2 * max(columns * d_step, wide * c_step) * most,
         "L0C": rows * columns * 4 + columns * wide * 4 + has * rows * d * 4,

@@ -1,12 +1,12 @@
-"""The kernel of `gr::jagged_attention_backward`: gradients by recomputation, as gr_compile.ops.attention_backward has them.
+"""The kernel of `gr::jagged_attention_backward`: gradients by recomputation, as gr_compile.ops.attention_backward does.
 
-Behind sizes its parameters are grad, then grad_q, grad_k, grad_v and grad_leaf0 ... of those that are wanted. The cube core
-makes S = Q K^T and dP = dO V^T, the vector cores run the score program and its derivative on them, and the cube core
-multiplies the results with dO, Q and K. Under a softmax the keys are gone over three times: statistics, the sum of dP P
-of a row, gradients.
+Behind sizes its parameters are grad, then grad_q, grad_k, grad_v and grad_leaf0 ... of those that are wanted. The cube
+core makes S = Q K^T and dP = dO V^T, the vector cores run the score program and its derivative on them, and the cube
+core multiplies the results with dO, Q and K. Under a softmax the keys are gone over three times: statistics, the sum of
+dP P of a row, gradients.
 
-Sums over items meet in global memory by atomic additions in float32: their order, and so the last bits, differ from run to
-run. dQ of one item is summed in L0C, in order.
+Sums over items meet in global memory by atomic additions in float32: their order, and so the last bits, differ from run
+to run. dQ of one item is summed in L0C, in order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import ClassVar
 
 import torch
 
-from gr_compile.analysis.expr import FLOAT_DTYPES, Expr, is_const
+from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const
+from gr_compile.lowering.ascendc.attention.call import LEAF, Call
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
-from gr_compile.lowering.ascendc.attention.printer import ELEMENT, LEAF, Call, Printer, read_runtime
+from gr_compile.lowering.ascendc.attention.printer import Printer, read_runtime
 from gr_compile.lowering.ascendc.attention.scalar import is_simple, place
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.lowering.ascendc.tiling import Tiling
@@ -54,7 +55,7 @@ class Backward(Printer):
         self.product_slope = None if product is None else self.plan.score_slopes.get(product)
         self.softmax_slope = None if softmax is None else self.plan.post_slopes.get(softmax)
         self.gradients = self._gradients()
-        if call.program.out_dtype != {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}.get(call.v_dtype):
+        if TORCH_DTYPE[call.program.out_dtype] != call.v_dtype:
             raise Unsupported(f"a gradient in {call.program.out_dtype} against values in {call.v_dtype}")
         super().__init__(call)
 
@@ -175,7 +176,8 @@ class Backward(Printer):
         dk = call.query_rows * call.q_heads * call.d
         dv = dk + call.key_rows * call.k_heads * call.d
         leaves = dv + call.key_rows * call.v_heads * call.dv
-        return {"dk_first": dk, "dv_first": dv, "leaves_first": leaves, "sums_count": leaves + sum(map(self._count, self._summed()))}
+        count = leaves + sum(map(self._count, self._summed()))
+        return {"dk_first": dk, "dv_first": dv, "leaves_first": leaves, "sums_count": count}
 
     def _first(self, at: int) -> str:
         """Where a leaf's sums begin in global memory."""
@@ -198,9 +200,8 @@ class Backward(Printer):
                 target = f"sum{at}().SetValue(at, sum{at}().GetValue(at) + value);"
             lines.append(f"__aicore__ inline void add_to_leaf{at}(int64_t at, float value) {{ {target} }}")
         rows, columns = self._of_side("row"), self._of_side("column")
-        lines += self._flush("flush_rows", "int64_t row0, int32_t count", QUERY, "query_positions", "row0", rows, "kept_row", "ROW_SUMS")
-        arguments = "int64_t key0, int32_t count"
-        lines += self._flush("flush_columns", arguments, KEY, "key_positions", "key0", columns, "given_column", "COLUMN_SUMS_AT")
+        lines += self._flush("flush_rows", QUERY, "query_positions", rows, "kept_row<float>(ROW_SUMS")
+        lines += self._flush("flush_columns", KEY, "key_positions", columns, "given_column<float>(COLUMN_SUMS_AT")
         lines += ["__aicore__ inline void flush_tables() {"]
         for name in self.table_sums():
             at = int(name.removeprefix("sum"))
@@ -208,18 +209,18 @@ class Backward(Printer):
         return [*lines, "}", *self._finish()]
 
     def _flush(
-        self, name: str, arguments: str, index: Expr, positions: str, first: str, gradients: list[LeafGradient], sums: str,
-        number: str,
-    ) -> list[str]:  # fmt: skip
+        self, name: str, index: Expr, positions: str, gradients: list[LeafGradient], sums: str
+    ) -> list[str]:
         """Sums of rows, or columns, reach their leaves."""
-        lines = [f"__aicore__ inline void {name}(int64_t b, int64_t h, {arguments}) {{"]
+        lines = [f"__aicore__ inline void {name}(int64_t b, int64_t h, int64_t first, int32_t count) {{"]
         letter = index.args[0]
         for k, gradient in enumerate(gradients):
             at = self.program.leaves.index(gradient.load.args[0])
             scalars = self._scalars({SEQUENCE: "b", HEAD: "h", index: letter})
             values = [scalars.value(x) for x in gradient.load.args[1]]
-            lines += ["for (int32_t y = 0; y < count; y++) {", f"const int64_t {letter} = o.{positions}.GetValue({first} + y);"]
-            value = f"{sums}<float>({number} + {k}).GetValue(y)"
+            lines.append("for (int32_t y = 0; y < count; y++) {")
+            lines.append(f"const int64_t {letter} = o.{positions}.GetValue(first + y);")
+            value = f"{sums} + {k}).GetValue(y)"
             lines += [*scalars.lines, f"add_to_leaf{at}({place(at, values)}, {value});", "}"]
         return [*lines, "}"]
 
@@ -235,7 +236,7 @@ class Backward(Printer):
 
     def parameters(self) -> dict[str, tuple[str, str]]:
         found = {"grad": ("VT", "t.q_rows * t.heads * t.dv")}
-        counts = {"q": "t.q_rows * t.q_heads * t.d", "k": "t.k_rows * t.k_heads * t.d", "v": "t.k_rows * t.v_heads * t.dv"}
+        counts = {x: f"t.{rows}_rows * t.{x}_heads * t.{d}" for x, rows, d in _OPERANDS}
         for name, count in counts.items():
             if self.needs[name] and (name == "v" or self.call.d):
                 found[f"grad_{name}"] = ("VT" if name == "v" else "QT", count)
@@ -259,6 +260,7 @@ class Backward(Printer):
         }  # fmt: skip
 
 
+_OPERANDS = (("q", "q", "d"), ("k", "k", "d"), ("v", "k", "dv"))
 _GIVEN = Register(-1, "tile", 1)  # gradients of weights, from the cube core
 
 
@@ -272,8 +274,4 @@ def _side(load: Expr) -> str:
 
 def wants(call: Call) -> list[bool]:
     """Every gradient that there is."""
-    floats = {"f32", "f16", "bf16"} & FLOAT_DTYPES
-    return [bool(call.d), bool(call.d), True, *(call.program.leaf_types.get(x, (0, "i"))[1] in floats for x in call.program.leaves)]
-
-
-__all__ = ["ELEMENT", "Backward", "wants"]
+    return [bool(call.d), bool(call.d), True, *(x.is_floating_point for x in call.leaf_dtypes)]

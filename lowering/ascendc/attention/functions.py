@@ -138,13 +138,14 @@ def power(f: Function, node: Expr) -> Register:
 def divide(f: Function, x: Register, by: str) -> tuple[Register, Register]:
     """(quotient, remainder) of int32 by a number of 1 to 2^22, rounded down.
 
-    The quotient in float32 is off by at most |x| 2^-23 / by + 1, so the remainder is less than 2^8 + 2 by in size: at the
+    The quotient in float32 is off by at most |x| 3 2^-24 / by + 1, so the remainder is at most 384 + by in size: at the
     second round it is exact in float32, and the quotient is off by one at most.
     """
     quotient, rest = None, x
     for _ in range(2):
         real = f.emit("Cast({d:f}, {0:i}, RoundMode::CAST_RINT, #);", x.shape, rest)
-        part = f.emit("Cast({d:i}, {0:f}, RoundMode::CAST_FLOOR, #);", x.shape, f.scalar("Muls", real, f"1.0f / (float)({by})"))
+        scaled = f.scalar("Muls", real, f"1.0f / (float)({by})")
+        part = f.emit("Cast({d:i}, {0:f}, RoundMode::CAST_FLOOR, #);", x.shape, scaled)
         rest = f.binary("Sub", rest, f.scalar("Muls", part, f"(int32_t)({by})", "i"), "i")
         quotient = part if quotient is None else f.binary("Add", quotient, part, "i")
     assert quotient is not None

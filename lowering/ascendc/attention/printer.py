@@ -20,20 +20,20 @@ from typing import ClassVar
 import torch
 
 from gr_compile.analysis.expr import Expr, const, size
+from gr_compile.lowering.ascendc.attention.call import ELEMENT, LEAF, Call
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape, allocate
 from gr_compile.lowering.ascendc.attention.scalar import CXX, Scalars
-from gr_compile.lowering.ascendc.attention.vector import Context, Function
+from gr_compile.lowering.ascendc.attention.values import Context
+from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.tiling import Demand, Tiling, scratch, solve, up
 from gr_compile.lowering.cpu.buckets import find_tables
 from gr_compile.lowering.cpu.emit import rough_nodes
 from gr_compile.lowering.cpu.lanes import INT64, Lanes, Unsupported
-from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE, Inputs
-from gr_compile.ops.score_program import HEAD, ScoreProgram
+from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
+from gr_compile.ops.score_program import HEAD
 
-ELEMENT = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16_t"}
-LEAF = {**ELEMENT, torch.int64: "int64_t", torch.int32: "int32_t", torch.bool: "uint8_t"}
 _OUT = {"f32": "float", "f16": "half", "bf16": "bfloat16_t"}
 _RUNTIME = Path(__file__).parent / "runtime"
 _DEPTH = 3  # tiles under way; walk of runtime/cube.h
@@ -41,45 +41,6 @@ _RESIDENT = 32768  # bytes of a leaf up to which it lies in the unified buffer
 _MOST_CELLS = 4096  # of a bucket's table, which the scalar unit writes one by one
 _FAR = 1 << 30
 _PLACE = (0, (1 << 24) - 1)  # positions and sizes: assumed, and every column that is made of them is checked
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a kernel is made for: dtypes, widths, and the sizes of one call.
-
-    Attributes:
-        extents: of each leaf.
-    """
-
-    program: ScoreProgram
-    qk_dtype: torch.dtype
-    v_dtype: torch.dtype
-    leaf_dtypes: tuple[torch.dtype, ...]
-    extents: tuple[tuple[int, ...], ...]
-    batch: int
-    heads: int
-    query_rows: int
-    key_rows: int
-    q_heads: int
-    k_heads: int
-    v_heads: int
-    d: int
-    dv: int
-
-    @staticmethod
-    def of(inputs: Inputs) -> Call:
-        """The call with these operands."""
-        q, k, v = inputs.q, inputs.k, inputs.v
-        has = inputs.program.product is not None and q is not None and k is not None
-        return Call(
-            program=inputs.program, qk_dtype=q.dtype if has and q is not None else v.dtype, v_dtype=v.dtype,
-            leaf_dtypes=tuple(x.dtype for x in inputs.leaves.values()),
-            extents=tuple(tuple(x.shape) for x in inputs.leaves.values()),
-            batch=inputs.query_offsets.shape[0] - 1, heads=inputs.heads,
-            query_rows=inputs.query_positions.shape[0], key_rows=inputs.key_positions.shape[0],
-            q_heads=q.shape[1] if has and q is not None else 1, k_heads=k.shape[1] if has and k is not None else 1,
-            v_heads=v.shape[1], d=q.shape[2] if has and q is not None else 0, dv=v.shape[2],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -214,8 +175,10 @@ class Printer(ABC):
     # ------------------------------------------------------------------------------------------- demand
     def demand(self) -> Demand:
         call = self.call
-        slots = {shape: max(x.slots[shape] for x in self.listings.values()) for shape in ("tile", "row", "column", "bits")}
-        tables = sum(up(2 * 4 * len(t.values), 32) + up(4 * len(t.values), 32) for _, t in self.context.buckets.values())
+        shapes: tuple[Shape, ...] = ("tile", "row", "column", "bits")
+        slots = {shape: max(x.slots[shape] for x in self.listings.values()) for shape in shapes}
+        cells = [len(table.values) for _, table in self.context.buckets.values()]
+        tables = sum(up(8 * x, 32) + up(4 * x, 32) for x in cells)
         tables += sum(up(4 * torch.Size(self.call.extents[at]).numel(), 32) for at in self._resident())
         tables += sum(up(4 * count, 32) for count in self.table_sums().values())
         return Demand(
@@ -234,11 +197,13 @@ class Printer(ABC):
     def source(self, name: str) -> str:
         """The C++ file."""
         after = [read_runtime(x) for x in self.files]
-        parts = [read_runtime("tile.h"), self._operands(), read_runtime("walk.h"), self._program(), read_runtime("columns.h"), read_runtime("product.h")]
-        return "\n".join([*parts, *after, self._entry(name)])
+        before = [read_runtime("tile.h"), self._operands(), read_runtime("walk.h"), self._program()]
+        shared = [read_runtime("columns.h"), read_runtime("product.h")]
+        return "\n".join([*before, *shared, *after, self._entry(name)])
 
     def _fields(self) -> list[str]:
-        leaves = [f"{kind}{at}_{dim}" for at, x in enumerate(self.call.extents) for dim in range(len(x)) for kind in ("extent", "stride")]
+        dims = [f"{at}_{dim}" for at, x in enumerate(self.call.extents) for dim in range(len(x))]
+        leaves = [f"{kind}{x}" for x in dims for kind in ("extent", "stride")]
         return [*_FIELDS, *leaves, *(f"{x}_first" for x in SUMS), "sums_count"]
 
     def _operands(self) -> str:
@@ -264,11 +229,13 @@ class Printer(ABC):
         lines.append("GlobalTensor<int64_t> query_offsets, query_positions, key_offsets, key_positions, sizes;")
         lines.append("GlobalTensor<int32_t> blocks, status, row_columns, key_columns;")
         lines += [f"GlobalTensor<{LEAF[dtype]}> leaf{at};" for at, dtype in enumerate(call.leaf_dtypes)]
-        lines += [f"GlobalTensor<{kind}> {x};" for x, (kind, _) in self.parameters().items() if x not in ("out", "grad")]
+        own = {x: kind for x, (kind, _) in self.parameters().items() if x not in ("out", "grad")}
+        lines += [f"GlobalTensor<{kind}> {x};" for x, kind in own.items()]
         lines.append("};")
         for letter, expr in (("q", program.q_head), ("k", program.k_head), ("v", program.v_head)):
             body, value = self._scalar({HEAD: "h"}, expr)
-            lines.append(f"__aicore__ inline int64_t head_{letter}(const Operands& o, int64_t h) {{ {body} return {value}; }}")
+            head = f"__aicore__ inline int64_t head_{letter}(const Operands& o, int64_t h)"
+            lines.append(f"{head} {{ {body} return {value}; }}")
         return "\n".join(lines)
 
     def _scalar(self, given: dict[Expr, str], node: Expr) -> tuple[str, str]:
@@ -286,7 +253,8 @@ class Printer(ABC):
         lines += [f"{CXX[x.dtype]} uniform{at};" for at, x in enumerate(self.context.columns.uniforms)]
         leaves = "".join(f", leaf{at}(o.leaf{at})" for at in range(len(self.call.leaf_dtypes)))
         lines.append(f"__aicore__ inline explicit Program(const Operands& o) : o(o){leaves} {{}}")
-        lines += [self._layout(), self._tables(), self._begin(), *self._sides(), *self._hull(), _SOFTMAX]
+        lines += [self._layout(), self._tables(), self._begin(), *self._sides(), *self._hull()]
+        lines.append(read_runtime("softmax.h"))
         lines += self.members()
         for name in ("statistics", "inner", *list(self.listings)[-1:]):
             kind = "LocalTensor<float>" if name == "weights" else "void"
@@ -297,7 +265,8 @@ class Printer(ABC):
     def _layout(self) -> str:
         need = self.demand()
         takes = [
-            f"tiles_at = take({need.tiles} * o.vr * o.c * 4);", f"bits_at = take({need.bits} * up(o.vr * o.c / 8, 32));",
+            f"tiles_at = take({need.tiles} * o.vr * o.c * 4);",
+            f"bits_at = take({need.bits} * up(o.vr * o.c / 8, 32));",
             f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.c * 4);",
             f"given_rows_at = take({need.kept_rows} * up(o.r / 2, 8) * 4);",
             f"given_columns_at = take({need.kept_columns} * o.c * 4);", "spread_at = take(o.vr * 32);",
@@ -306,7 +275,8 @@ class Printer(ABC):
         for name, count in self.table_sums().items():
             tables.append(f"{name}_at = take({4 * count});")
         for at, table in self.context.buckets.values():
-            tables += [f"limits{at}_at = take({4 * len(table.values)});", f"values{at}_at = take({8 * len(table.values)});"]
+            cells = len(table.values)
+            tables += [f"limits{at}_at = take({4 * cells});", f"values{at}_at = take({8 * cells});"]
         names = [x.split(" ")[0] for x in tables]
         members = [f"uint32_t {', '.join([*names, 'transpose_at'])};"]
         for at in self._resident():
@@ -328,15 +298,18 @@ class Printer(ABC):
             if not count:
                 continue
             if dtype in (torch.float32, torch.int32):
-                lines.append(f"DataCopyPad(table{at}(), leaf{at}.ReinterpretCast<int32_t>(), DataCopyExtParams(1, {4 * count}, 0, 0, 0),")
+                lines.append(f"DataCopyPad(table{at}(), leaf{at}.ReinterpretCast<int32_t>(),")
+                lines.append(f"DataCopyExtParams(1, {4 * count}, 0, 0, 0),")
                 lines.append(f"DataCopyPadExtParams<int32_t>(true, 0, {up(count, 8) - count}, 0));")
                 continue
             kind = "float" if dtype in ELEMENT or dtype == torch.bool else "int32_t"
             read = f"ToFloat(leaf{at}.GetValue(x))" if dtype == torch.bfloat16 else f"({kind})leaf{at}.GetValue(x)"
-            lines.append(f"for (int32_t x = 0; x < {count}; x++) table{at}().ReinterpretCast<{kind}>().SetValue(x, {read});")
+            loop = f"for (int32_t x = 0; x < {count}; x++)"
+            lines.append(f"{loop} table{at}().ReinterpretCast<{kind}>().SetValue(x, {read});")
         for at, table in self.context.buckets.values():
             lines += [f"limits{at}().SetValue({x}, {limit});" for x, limit in enumerate(table.thresholds)]
-            lines += [f"values{at}().SetValue({x}, {value});" for x, value in enumerate(y for z in table.values for y in z)]
+            values = [value for pair in table.values for value in pair]
+            lines += [f"values{at}().SetValue({x}, {value});" for x, value in enumerate(values)]
         lines += [f"Duplicate({name}(), 0.0f, {up(count, 8)});" for name, count in self.table_sums().items()]
         return "\n".join([*lines, "order<HardEvent::MTE2_V>();", "order<HardEvent::S_V>();", "}"])
 
@@ -375,9 +348,8 @@ class Printer(ABC):
             kind = "int32_t" if node.dtype == "i" else "float"
             stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *self._check_range(node, value)]
         arguments = ", ".join(f"int64_t {x}" for x in indices.split(", "))
-        return "\n".join(
-            [f"__aicore__ inline bool {name}({arguments}, int32_t y) {{", "bool fits = true;", *scalars.lines, *stores, "return fits;", "}"]
-        )
+        head = f"__aicore__ inline bool {name}({arguments}, int32_t y) {{"
+        return "\n".join([head, "bool fits = true;", *scalars.lines, *stores, "return fits;", "}"])
 
     def _hull(self) -> list[str]:
         lines = []
@@ -435,7 +407,8 @@ class Printer(ABC):
     def _workspace(self, tiling: Tiling, cores: int) -> dict[str, int]:
         """Where the parts of the workspace begin, in bytes, and how many elements they have."""
         bytes_ = {"float": 4, "int32_t": 4, "VT": self.call.v_dtype.itemsize, "QT": self.call.qk_dtype.itemsize}
-        at, found = 0, {}
+        at = 0
+        found: dict[str, int] = {}
         for name, (kind, count) in self.parts(tiling, cores).items():
             found |= {f"{name}_at": at} | ({} if name == "sums" else {f"{name}_count": count})
             at += up(count * bytes_[kind], 512)
@@ -466,7 +439,10 @@ class Printer(ABC):
 
     def dump(self) -> str:
         """The sequence of vector instructions, function by function."""
-        return "\n".join(f"{name}:\n" + "\n".join(f"  {x}" for x in each.lines if x) for name, each in self.listings.items())
+        lines: list[str] = []
+        for name, each in self.listings.items():
+            lines += [f"{name}:", *(f"  {x}" for x in each.lines if x)]
+        return "\n".join(lines)
 
 
 _FIELDS = (
@@ -476,32 +452,6 @@ _FIELDS = (
 _ROWS = ("query_offsets", "query_positions", "key_offsets", "key_positions")
 SUMS = ("dk", "dv", "leaves")
 NOTHING = Tiling(16, 64, 8, 16, 16, {}, 0.0, 0.0)
-_SOFTMAX = """__aicore__ inline void gather_statistics(const LocalTensor<float>& x, const LocalTensor<float>& work, const LocalTensor<float>& now,
-                                          const LocalTensor<float>& scale) {
-  LocalTensor<float> most_ = given_row<float>(MOST), sum = given_row<float>(SUM);
-  cut(x, from_bits(0xff800000u));
-  DataCopy(work, x, n);
-  Duplicate(now, -3.4028234663852886e38f, rows8);
-  row_most(now, work);
-  Max(now, now, most_, rows8);  // never below the least number, so that -inf gives 0 and a row without keys no NaN
-  Sub(scale, most_, now, rows8);
-  Exp(scale, scale, rows8);
-  Mul(sum, sum, scale, rows8);
-  Adds(most_, now, 0.0f, rows8);
-  SubRow(x, x, now);
-  Exp(x, x, n);
-  Duplicate(now, 0.0f, rows8);
-  row_sums(now, x);
-  Add(sum, sum, now, rows8);
-}
-__aicore__ inline void normalise(const LocalTensor<float>& dst, const LocalTensor<float>& x, const LocalTensor<float>& total) {
-  SubRow(dst, x, given_row<float>(MOST));
-  Exp(dst, dst, n);
-  Maxs(total, given_row<float>(SUM), NATURAL ? 0.0f : 1e-30f, rows8);
-  DivRow(dst, dst, total);
-}"""
-
-
 def _getter(name: str, at: str, count: int, kind: str = "int32_t") -> str:
     return f"__aicore__ inline LocalTensor<{kind}> {name}() {{ return piece<{kind}>({at}, {up(count, 8)}); }}"
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gr_compile.analysis.expr import TORCH_DTYPE
 from gr_compile.lowering.ascendc.attention.backward import Backward, wants
+from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
-from gr_compile.lowering.ascendc.attention.printer import Call
 from gr_compile.lowering.ascendc.functional_model import In, Out, Tiling, Workspace, compile_kernels
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.tiling import Tiling as Choice
 from gr_compile.ops.attention_blocks import Inputs
-from gr_compile.ops.jagged_attention import inputs_of
+from gr_compile.ops.score_program import ScoreProgram
 
 MACHINE = machine("910b1")
 SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0)
@@ -41,7 +41,7 @@ def backward(inputs: Inputs, grad: Tensor, tiling: Choice | None = SMALL, cores:
     return run(kernel, inputs, [In(grad), *outputs])
 
 
-def run(kernel: Kernel, inputs: Inputs, outputs: list[Any]) -> list[Tensor]:
+def run(kernel: Kernel, inputs: Inputs, outputs: Sequence[In | Out]) -> list[Tensor]:
     program = compile_kernels(kernel.source, [kernel.name], tiling=kernel.tiling_fields)
     nothing = torch.zeros(1, dtype=inputs.v.dtype)
     used = inputs.program.product is not None
@@ -54,16 +54,17 @@ def run(kernel: Kernel, inputs: Inputs, outputs: list[Any]) -> list[Tensor]:
     return program.run(kernel.name, arguments, MACHINE, blocks=kernel.blocks, cores="mix")
 
 
-def inputs(*operands: Any) -> Inputs:
-    return inputs_of(*operands)
-
-
 def exact(found: Inputs) -> Inputs:
-    """The same operands in float64, in a program that computes in float64."""
-    text = found.program.text()
-    wide = {k: v.double() if v.is_floating_point() else v for k, v in found.leaves.items()}
+    """The same operands in float64, for a program that computes in float64."""
+    text = found.program.text().replace("out_dtype f16", "out_dtype f64").replace("out_dtype bf16", "out_dtype f64")
+    program = ScoreProgram.parse(text.replace("f32", "f64"))
+    leaves = {name: x.double() if x.is_floating_point() else x for name, x in found.leaves.items()}
     q, k = (None if x is None else x.double() for x in (found.q, found.k))
-    from gr_compile.ops.score_program import ScoreProgram
+    return dataclasses.replace(found, program=program, q=q, k=k, v=found.v.double(), leaves=leaves)
 
-    program = ScoreProgram.parse(text)
-    return dataclasses.replace(found, program=program, q=q, k=k, v=found.v.double(), leaves=wide)
+
+def distance(got: Tensor, want: Tensor, least: float = 1e-12) -> float:
+    """Relative to the tensor's norm, or to `least` where that is more; NaN only where the other has it."""
+    assert torch.equal(got.isnan(), want.isnan())
+    got, want = (x.detach().double().nan_to_num() for x in (got, want))
+    return float((got - want).norm() / want.norm().clamp(min=least)) if want.numel() else 0.0

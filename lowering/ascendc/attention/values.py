@@ -1,0 +1,62 @@
+"""What functions of tiles share, and the values that they compute with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gr_compile.analysis.expr import Expr
+from gr_compile.lowering.ascendc.attention.instructions import Register
+from gr_compile.lowering.cpu.buckets import Bucket
+from gr_compile.lowering.cpu.lanes import Lanes
+
+HALF = {"f16": "half", "bf16": "bfloat16_t"}
+
+
+@dataclass
+class Columns:
+    """What tiles are given, for every function of a kernel: by side, in the order in which it was asked for.
+
+    Attributes:
+        rows, columns: one-sided nodes; "i" stands in rows where a tile's rows are queries.
+        uniforms: nodes of the sequence and the head alone.
+        row_index: the index that rows run over, "i" or "j".
+    """
+
+    row_index: str = "i"
+    rows: list[Expr] = field(default_factory=list)
+    columns: list[Expr] = field(default_factory=list)
+    uniforms: list[Expr] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A register, or a number of the scalar unit in C++ (`text`)."""
+
+    register: Register | None = None
+    text: str = ""
+
+    @property
+    def shape(self) -> str:
+        return "uniform" if self.register is None else self.register.shape
+
+
+@dataclass
+class Context:
+    """What every function of a kernel shares.
+
+    Attributes:
+        leaves: names of leaf operands, in order.
+        resident: leaves that lie in the unified buffer as tables, whole.
+        exact: every operation in bfloat16 rounds; else only what a step reads (`rough`), and float16 always.
+    """
+
+    lanes: Lanes
+    leaves: tuple[str, ...]
+    buckets: dict[Expr, tuple[int, Bucket]]
+    rough: set[Expr]
+    exact: bool
+    columns: Columns = field(default_factory=Columns)
+    resident: frozenset[str] = frozenset()
+
+    def rounds(self, node: Expr) -> bool:
+        return node.dtype == "f16" or (node.dtype == "bf16" and (self.exact or node in self.rough))

@@ -1,0 +1,94 @@
+"""Generated attention kernels on the functional model, against the float64 reference: forward and backward.
+
+A kernel takes seconds to compile: each program is compiled once for all its lengths.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_programs import PROGRAMS, operands
+from program_generator import Shapes, generate
+from running import backward, distance, exact, forward
+from torch import Tensor
+
+from gr_compile.lowering.cpu.lanes import Unsupported
+from gr_compile.ops.attention_backward import attention_backward
+from gr_compile.ops.attention_reference import attention
+from gr_compile.ops.jagged_attention import inputs_of
+
+WITHIN = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+LENGTHS = [37, 0, 1, 5, 2]
+QUICK = {("silu_rab_time", torch.float32), ("softmax", torch.bfloat16)}
+CASES = [
+    pytest.param(name, dtype, marks=() if (name, dtype) in QUICK else pytest.mark.slow, id=f"{name}-{dtype}")
+    for name in PROGRAMS
+    for dtype in WITHIN
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_outputs(name: str, dtype: torch.dtype) -> None:
+    found = inputs_of(*operands(name, LENGTHS, dtype))
+    assert distance(forward(found), attention(exact(found))) < WITHIN[dtype]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_gradients(name: str, dtype: torch.dtype) -> None:
+    found = inputs_of(*operands(name, LENGTHS, dtype))
+    out = attention(exact(found))
+    grad = torch.randn(out.shape).to(dtype)
+    wide = exact(found)
+    floats = [x.is_floating_point() for x in found.leaves.values()]
+    needs = [found.q is not None, found.k is not None, True, *floats]
+    wanted = [x for x, need in zip(attention_backward(wide, grad.double(), needs), needs) if need]
+    for got, want in zip(backward(found, grad), wanted, strict=True):
+        assert distance(got, want) < WITHIN[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("lengths", [[70, 1, 1, 2, 1, 1], [64, 63, 33], [1], [0, 0, 3]], ids=str)
+def test_lengths(name: str, lengths: list[int]) -> None:
+    found = inputs_of(*operands(name, lengths))
+    assert distance(forward(found, cores=3), attention(exact(found))) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_solved_tiling(name: str) -> None:
+    found = inputs_of(*operands(name, [70, 3]))
+    assert distance(forward(found, tiling=None), attention(exact(found))) < 1e-5
+
+
+def test_a_whole_number_that_does_not_fit_is_no_wrong_number() -> None:
+    given = operands("silu_rab_time", LENGTHS)
+    given[3] = [x * 1000 if x.dtype == torch.int64 else x for x in given[3]]
+    assert bool(forward(inputs_of(*given)).isnan().all())
+
+
+_SHAPES = Shapes(lengths=(1, 9, 37, 100), keys=(2, 20, 70), widths=(1, 13, 24), v_widths=(1, 16, 20))
+
+
+def _random(seed: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """(O, float64 O, gradients, float64 gradients) of a random program."""
+    case, wide = generate(seed, torch.float32, _SHAPES), generate(seed, torch.float64, _SHAPES)
+    found = inputs_of(*case.operands())
+    weight = torch.randn(wide.dense_out.shape, dtype=torch.float64)
+    leaves = wide.differentiable()
+    grads = torch.autograd.grad(wide.dense_out, leaves, weight, allow_unused=True)
+    wanted = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]
+    return forward(found), wide.dense_out, backward(found, weight.float()), wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_random_programs(seed: int) -> None:
+    try:
+        out, wanted_out, found, wanted = _random(seed)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert distance(out, wanted_out) < 1e-5
+    least = max([1e-10, *(0.01 * float(x.norm()) for x in wanted)])
+    for got, want in zip(found, wanted, strict=True):
+        assert distance(got, want, least) < 1e-4

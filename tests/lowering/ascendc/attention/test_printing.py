@@ -1,0 +1,98 @@
+"""What is printed, without a compiler: instructions, slots, errors that name what there is no instruction for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_programs import PROGRAMS, S, operands
+
+from gr_compile.analysis import expr as E
+from gr_compile.analysis.expr import const, index, load
+from gr_compile.lowering.ascendc.attention.backward import Backward, wants
+from gr_compile.lowering.ascendc.attention.call import Call
+from gr_compile.lowering.ascendc.attention.forward import Forward
+from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, allocate
+from gr_compile.lowering.ascendc.machine import machine
+from gr_compile.lowering.cpu.lanes import Unsupported
+from gr_compile.ops import ScoreProgram
+from gr_compile.ops.jagged_attention import inputs_of
+
+b, i, j = (index(x) for x in "bij")
+
+
+def _call(name: str) -> Call:
+    return Call.of(inputs_of(*operands(name, [5, 3])))
+
+
+def _printed(score: E.Expr, leaves: dict[str, torch.Tensor] | None = None) -> Forward:
+    given = operands("window", [5, 3])
+    given[3] = list((leaves or {}).values())
+    given[11] = ScoreProgram(score=score, leaves=tuple(leaves or {}), sizes=("N",)).text()
+    return Forward(Call.of(inputs_of(*given)))
+
+
+def test_a_register_is_free_after_its_last_reader() -> None:
+    x, y, z = (Register(n, "tile") for n in range(3))
+    given = Register(-1, "tile", 0)
+    program = [
+        Instruction("Exp({d:f}, {0:f}, n);", x, (given,)),
+        Instruction("Add({d:f}, {0:f}, {0:f}, n);", y, (x,)),
+        Instruction("Gather({d:f}, {0:u});", z, (y,), in_place=False),
+        Instruction("return {0:f};", None, (z,)),
+    ]
+    lines, slots = allocate(program, {"tile": [0]})
+    assert lines == [
+        "Exp(tile<float>(0), given_tile<float>(0), n);",
+        "Add(tile<float>(0), tile<float>(0), tile<float>(0), n);",
+        "Gather(tile<float>(1), tile<uint32_t>(0));",
+        "return tile<float>(1);",
+    ]
+    assert slots["tile"] == 2
+
+
+def test_a_value_is_computed_once() -> None:
+    twice = E.unary("silu", S)
+    text = _printed(E.binary("add", twice, E.binary("mul", twice, S, "f32"), "f32")).dump()
+    assert text.count("Exp(") == 1
+
+
+def test_the_dump_of_a_causal_silu() -> None:
+    dump = Forward(_call("window")).dump()
+    assert [line.split("(")[0].strip() for line in dump.splitlines()[1:]][:4] == ["Muls", "Exp", "Adds", "Div"]
+
+
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        (E.unary("cos", S), "no instruction computes 'cos'"),
+        (E.binary("pow", S, const(2.5, "f32"), "f32"), "no instruction computes 'pow'"),
+        (E.binary("mod", S, const(2.0, "f32"), "f32"), "no instruction computes 'mod'"),
+        (E.make("dropout", (S, const(0.5, "f32")), "f32"), "dropout"),
+    ],
+)
+def test_what_nothing_computes_is_named(score: E.Expr, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        _printed(score)
+
+
+def test_a_sum_of_two_times_may_need_more_than_32_bits_and_a_difference_may_not() -> None:
+    times = {"times": torch.zeros(2, 70, dtype=torch.int64)}
+    left, right = load("times", [b, i], "i"), load("times", [b, j], "i")
+    real = E.cast(E.sub(left, right), "f32")
+    assert "SubColumn" in _printed(real, times).dump() or "AddColumn" in _printed(real, times).dump()
+    with pytest.raises(Unsupported, match="more than 32 bits"):
+        _printed(E.cast(E.add(left, right), "f32"), times)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_has_a_kernel_forward_and_backward(name: str) -> None:
+    call = _call(name)
+    for printer in (Forward(call), Backward(call, wants(call))):
+        kernel = printer.kernel(machine("910b1"))
+        assert set(kernel.tiling) == {x for x, _ in kernel.tiling_fields}
+        assert f"void {kernel.name}(GM_ADDR q" in kernel.source and kernel.blocks == 24
+        assert "910B1" in kernel.reason and kernel.workspace_bytes > 0
+
+
+def test_equal_programs_have_one_source() -> None:
+    assert Forward(_call("softmax")).source("x") == Forward(_call("softmax")).source("x")
