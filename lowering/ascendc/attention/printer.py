@@ -452,6 +452,8 @@ _FIELDS = (
 _ROWS = ("query_offsets", "query_positions", "key_offsets", "key_positions")
 SUMS = ("dk", "dv", "leaves")
 NOTHING = Tiling(16, 64, 8, 16, 16, {}, 0.0, 0.0)
+
+
 def _getter(name: str, at: str, count: int, kind: str = "int32_t") -> str:
     return f"__aicore__ inline LocalTensor<{kind}> {name}() {{ return piece<{kind}>({at}, {up(count, 8)}); }}"
 

@@ -101,7 +101,7 @@ class Cube {
     int64_t at = (group * DEPTH + slot) * o.r * o.c, v_head = head_v(o, s.h);
     if (NEEDS_V) {
       LocalTensor<VT> p;
-      if constexpr (sizeof(VT) == 4) p = left<VT>(o.pt[at], s.columns, s.rows, o.r);
+      if constexpr (sizeof(VT) == 4) p = left<VT>(o.pt[at].ReinterpretCast<VT>(), s.columns, s.rows, o.r);
       else p = left<VT>(o.p[at], s.rows, s.columns, o.c);
       to_keys<VT>(o.sums[o.dv_first + (s.key0 * o.v_heads + v_head) * o.dv], o.v_heads * o.dv, p, o.grad[(s.row0 * o.heads + s.h) * o.dv],
                   o.heads * o.dv, o.grad_t[(s.block * o.heads + s.h) * o.dv * o.r], s, (int32_t)o.dv);
@@ -110,7 +110,7 @@ class Cube {
     if (!SLOPES) return;
     int64_t q_head = head_q(o, s.h), k_head = head_k(o, s.h);
     LocalTensor<QT> ds;
-    if constexpr (sizeof(QT) == 4) ds = left<QT>(o.dst[at], s.columns, s.rows, o.r);
+    if constexpr (sizeof(QT) == 4) ds = left<QT>(o.dst[at].ReinterpretCast<QT>(), s.columns, s.rows, o.r);
     else ds = left<QT>(o.ds[at], s.rows, s.columns, o.c);
     to_keys<QT>(o.sums[o.dk_first + (s.key0 * o.k_heads + k_head) * o.d], o.k_heads * o.d, ds, o.q[(s.row0 * o.q_heads + q_head) * o.d],
                 o.q_heads * o.d, o.qt[(s.block * o.q_heads + q_head) * o.d * o.r], s, (int32_t)o.d);
@@ -124,7 +124,7 @@ class Cube {
   __aicore__ inline void to_queries(const Step& s, const LocalTensor<QT>& ds, int64_t q_head, int64_t k_head) {
     constexpr bool whole = sizeof(QT) == 4;
     LocalTensor<QT> b = b1.AllocTensor<QT>();
-    if constexpr (whole) copy_rows(b, o.kt[(s.key_tile * o.k_heads + k_head) * o.d * o.c], (int32_t)o.d, s.columns, o.c);
+    if constexpr (whole) copy_rows(b.ReinterpretCast<float>(), o.kt[(s.key_tile * o.k_heads + k_head) * o.d * o.c], (int32_t)o.d, s.columns, o.c);
     else copy_rows(b, o.k[(s.key0 * o.k_heads + k_head) * o.d], s.columns, (int32_t)o.d, o.k_heads * o.d);
     b1.EnQue(b);
     b = b1.DeQue<QT>();

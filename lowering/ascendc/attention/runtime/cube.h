@@ -58,7 +58,7 @@ class Cube {
     LocalTensor<VT> v = v1.AllocTensor<VT>();
     int64_t h = head_v(o, s.h);
     if constexpr (upright) copy_rows(v, o.v[(s.key0 * o.v_heads + h) * o.dv], s.columns, (int32_t)o.dv, o.v_heads * o.dv);
-    else copy_rows(v, o.vt[(s.key_tile * o.v_heads + h) * o.dv * o.c], (int32_t)o.dv, s.columns, o.c);
+    else copy_rows(v.ReinterpretCast<float>(), o.vt[(s.key_tile * o.v_heads + h) * o.dv * o.c], (int32_t)o.dv, s.columns, o.c);
     v1.EnQue(v);
     p = p1.DeQue<VT>(), v = v1.DeQue<VT>();
     if (s.begins) sums = o0.AllocTensor<float>();

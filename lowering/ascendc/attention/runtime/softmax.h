@@ -22,4 +22,4 @@ __aicore__ inline void normalise(const LocalTensor<float>& dst, const LocalTenso
   Exp(dst, dst, n);
   Maxs(total, given_row<float>(SUM), NATURAL ? 0.0f : 1e-30f, rows8);
   DivRow(dst, dst, total);
-}"
+}

@@ -82,7 +82,7 @@ class Vector {
     LocalTensor<float> p = x.weights();
     if (!fits || !x.fits) Duplicate(p, from_bits(0x7fc00000u), x.n);
     LocalTensor<VT> w = out.AllocTensor<VT>();
-    if constexpr (sizeof(VT) == 4) DataCopy(w, p, x.n);
+    if (sizeof(VT) == 4) DataCopy(w.ReinterpretCast<float>(), p, x.n);
     else Cast(w, p, RoundMode::CAST_RINT, x.n);
     out.EnQue(w);
     w = out.DeQue<VT>();

@@ -67,7 +67,6 @@ def test_the_dump_of_a_causal_silu() -> None:
         (E.unary("cos", S), "no instruction computes 'cos'"),
         (E.binary("pow", S, const(2.5, "f32"), "f32"), "no instruction computes 'pow'"),
         (E.binary("mod", S, const(2.0, "f32"), "f32"), "no instruction computes 'mod'"),
-        (E.make("dropout", (S, const(0.5, "f32")), "f32"), "dropout"),
     ],
 )
 def test_what_nothing_computes_is_named(score: E.Expr, reason: str) -> None:
