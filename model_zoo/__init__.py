@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gr_compile.model_zoo.fuxi import FuXi, FuXiConfig
 from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
 from gr_compile.model_zoo.stu import STU, STUConfig
 
-__all__ = ["HSTU", "STU", "HSTUConfig", "SASRec", "SASRecConfig", "STUConfig"]
+__all__ = ["HSTU", "STU", "FuXi", "FuXiConfig", "HSTUConfig", "SASRec", "SASRecConfig", "STUConfig"]

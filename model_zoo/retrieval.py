@@ -28,6 +28,12 @@ class CosineSimilarity(nn.Module):
         items = F.normalize(item_table, dim=-1, eps=self.epsilon)
         return F.linear(states, items) / self.temperature
 
+    def of_candidates(self, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Every place has candidates of its own: [B, N, D], [B, N, C, D] float -> logits [B, N, C] float."""
+        states = F.normalize(states, dim=-1, eps=self.epsilon)
+        candidates = F.normalize(candidates, dim=-1, eps=self.epsilon)
+        return torch.einsum("bnd,bncd->bnc", states, candidates) / self.temperature
+
 
 def next_item_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy over the places that have a target; a target of 0 is padding.
@@ -35,6 +41,16 @@ def next_item_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     `logits` [B, N, V + 1] float, `targets` [B, N] int64 in 0..V -> scalar.
     """
     return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=0)
+
+
+def sampled_softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean of -log(e^l+ / (e^l+ + sum of e^l-)) over the places that have a target; a target of 0 is padding.
+
+    `logits` [B, N, 1 + K] float, the target's first; `targets` [B, N] int64 -> scalar.
+    """
+    has_target = targets != 0
+    losses = logits.logsumexp(dim=-1) - logits[..., 0]
+    return (losses * has_target).sum() / has_target.sum()
 
 
 def state_at(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,10 @@ def hstu(**changed: Any) -> nn.Module:
     return zoo.HSTU(zoo.HSTUConfig(**SIZES, attention_dim=4, linear_dim=6, num_time_buckets=16, **changed))
 
 
+def fuxi(**changed: Any) -> nn.Module:
+    return zoo.FuXi(zoo.FuXiConfig(**SIZES, attention_dim=4, linear_dim=6, num_time_buckets=16, **changed))
+
+
 def stu(**changed: Any) -> nn.Module:
     return zoo.STU(zoo.STUConfig(**SIZES, attention_dim=4, hidden_dim=6, num_time_buckets=16, **changed))
 
@@ -30,6 +34,7 @@ def sasrec(**changed: Any) -> nn.Module:
 MODELS = {
     "hstu": (hstu, {}),
     "hstu, u concatenated": (hstu, {"concat_u": True}),
+    "fuxi": (fuxi, {}),
     "stu": (stu, {}),
     "stu with targets, context and window": (stu, {"contextual_seq_len": 2, "num_context_ids": 3, "max_attn_len": 3}),
     "sasrec": (sasrec, {}),
@@ -43,7 +48,7 @@ def batch(name: str, lengths: list[int], n: int, training: bool, seed: int = 0) 
     ids = torch.randint(1, 31, valid.shape, generator=generator) * valid
     times = torch.randint(0, 90000, valid.shape, generator=generator).cumsum(1)
     targets: Tensor | None = torch.randint(1, 31, valid.shape, generator=generator) * valid if training else None
-    if name.startswith("hstu"):
+    if name.startswith(("hstu", "fuxi")):
         return ids, times, targets
     if name.startswith("stu"):
         counts = torch.tensor([max(0, min(2, length - 3)) for length in lengths]) if "targets" in name else None
@@ -69,8 +74,23 @@ def test_a_whole_model(name: str, training: bool) -> None:
         weight.data.mul_(4.0) if weight.dim() > 1 else None  # scores of a size that tells masks apart
     made = PassBench(model, batches(name, training)).assert_fires(PACK, FUSE)
     assert len(made.compilations) == 1
-    assert made.operators_after("final")["jagged_attention"] == 2
+    assert made.operators_after("final")["jagged_attention"] == (6 if name.startswith("fuxi") else 2)
     assert_nothing_dense(made)
+    made.assert_parity(scale=3.0)
+
+
+@pytest.mark.parametrize("name", ["hstu", "fuxi"])
+def test_a_loss_over_sampled_negatives(name: str) -> None:
+    """Negatives of padded places are not looked up."""
+    torch.manual_seed(0)
+    drawn = torch.Generator().manual_seed(1)
+    given = [(*b, torch.randint(1, 31, (*b[0].shape, 4), generator=drawn)) for b in batches(name, True)]
+    made = PassBench(MODELS[name][0](), given).assert_fires(PACK, FUSE)
+    assert_nothing_dense(made)
+    item_ids = next(n for n in made.graph().graph.find_nodes(op="placeholder") if "item_ids" in n.name)
+    padded = [str(size) for size in item_ids.meta["val"].shape]
+    looked_up = made.graph().graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default)
+    assert looked_up and not [n for n in looked_up if [str(x) for x in n.meta["val"].shape[:2]] == padded]
     made.assert_parity(scale=3.0)
 
 
