@@ -49,8 +49,8 @@ def sampled_softmax_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
     `logits` [B, N, 1 + K] float, the target's first; `targets` [B, N] int64 -> scalar.
     """
     has_target = targets != 0
-    losses = logits.logsumexp(dim=-1) - logits[..., 0]
-    return (losses * has_target).sum() / has_target.sum()
+    likely = F.log_softmax(logits, dim=-1)[..., 0]
+    return -(likely * has_target).sum() / has_target.sum()
 
 
 def state_at(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
