@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gr_compile.benchmarking.flops import ModelCost
+from gr_compile.model_zoo.fuxi import FuXiConfig
 from gr_compile.model_zoo.hstu import HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRecConfig
 from gr_compile.model_zoo.stu import STUConfig
@@ -14,6 +15,13 @@ def hstu_cost(config: HSTUConfig) -> ModelCost:
     out_height = values * (3 if config.concat_u else 1)
     weights = config.embedding_dim * (2 * (scores + values) + out_height)
     return _cost(config, weights, scores, values)
+
+
+def fuxi_cost(config: FuXiConfig) -> ModelCost:
+    """uvqk: D x H(4 dv + 2 dqk); the feed-forward: 3 H dv x D, then D x F twice and F x D. Three maps meet v."""
+    dim, scores, values = config.embedding_dim, config.num_heads * config.attention_dim, config.num_heads * config.linear_dim
+    weights = dim * (4 * values + 2 * scores + 3 * values + 3 * dim * config.ffn_multiply)
+    return _cost(config, weights, scores, 3 * values)
 
 
 def stu_cost(config: STUConfig) -> ModelCost:
@@ -30,7 +38,7 @@ def sasrec_cost(config: SASRecConfig) -> ModelCost:
 
 
 def _cost(
-    config: HSTUConfig | STUConfig | SASRecConfig, weights: int, scores: int, values: int, window: int = 0
+    config: HSTUConfig | FuXiConfig | STUConfig | SASRecConfig, weights: int, scores: int, values: int, window: int = 0
 ) -> ModelCost:
     return ModelCost(
         token_weights=config.num_layers * weights,

@@ -1,7 +1,7 @@
 """What is known of an Ascend machine: core counts and capacities, one data file a machine, never constants in code.
 
-The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from), or it says
-itself which of them are inferred.
+The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from), have their source
+in its `sources`, or are among those that it says are inferred.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _FOLDER = Path(__file__).parent / "machines"
 class Machine:
     """An AI processor. Sizes in bytes: one core's buffers, and the L2 cache that all cores share.
 
+    memory, memory_bandwidth: bytes, and bytes a second, of global memory. cube_flops: peak of all cube cores a second in
+    float16. vector_width: bytes that one vector core computes a cycle. sources: by field, where a number is from.
     `inferred`: which of the numbers no source gives, and what they are taken from; "" where every one has a source.
     """
 
@@ -31,6 +33,11 @@ class Machine:
     bias_table: int
     megahertz: int
     l2: int
+    memory: int
+    memory_bandwidth: float
+    cube_flops: float
+    vector_width: int
+    sources: dict[str, str]
     inferred: str = ""
 
 

@@ -14,8 +14,8 @@ from gr_compile.benchmarking.flops import (
     step_flops,
     utilisation,
 )
-from gr_compile.benchmarking.model_cost import hstu_cost, sasrec_cost, stu_cost
-from gr_compile.model_zoo import HSTU, STU, HSTUConfig, SASRec, SASRecConfig, STUConfig
+from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost, sasrec_cost, stu_cost
+from gr_compile.model_zoo import HSTU, STU, FuXi, FuXiConfig, HSTUConfig, SASRec, SASRecConfig, STUConfig
 
 
 @pytest.mark.parametrize("window", [0, 1, 4])
@@ -46,7 +46,7 @@ def products_of(module, *arguments):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("model", ["hstu", "stu", "sasrec"])
+@pytest.mark.parametrize("model", ["hstu", "fuxi", "stu", "sasrec"])
 def test_flops_of_one_full_sequence_are_those_that_torch_counts(model):
     n, items = 12, 20
     ids, stamps = torch.randint(1, items, (1, n)), torch.arange(n).unsqueeze(0)
@@ -54,6 +54,9 @@ def test_flops_of_one_full_sequence_are_those_that_torch_counts(model):
     if model == "hstu":
         config = HSTUConfig(items, n, 8, 2, 2, attention_dim=3, linear_dim=5)
         cost, counted = hstu_cost(config), products_of(HSTU(config), ids, stamps)
+    elif model == "fuxi":
+        config = FuXiConfig(items, n, 8, 2, 2, attention_dim=3, linear_dim=5, ffn_multiply=2)
+        cost, counted = fuxi_cost(config), products_of(FuXi(config), ids, stamps)
     elif model == "stu":
         config = STUConfig(items, n, 8, 2, 2, attention_dim=3, hidden_dim=5)
         cost, counted = stu_cost(config), products_of(STU(config), ids, stamps, lengths)
