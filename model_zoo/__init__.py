@@ -8,4 +8,7 @@ from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
 from gr_compile.model_zoo.stu import STU, STUConfig
 from gr_compile.model_zoo.turbogr import turbogr_config, turbogr_model
 
-__all__ = ["HSTU", "STU", "FuXi", "FuXiConfig", "HSTUConfig", "SASRec", "SASRecConfig", "STUConfig", "turbogr_config", "turbogr_model"]
+__all__ = [
+    "HSTU", "STU", "FuXi", "FuXiConfig", "HSTUConfig", "SASRec", "SASRecConfig", "STUConfig", "turbogr_config",
+    "turbogr_model",
+]  # fmt: skip

@@ -6,10 +6,12 @@ Ascend 910B1 (`PUBLISHED`); 128 negatives a target.
 Inferred: D = 1024, 16 layers, H dqk = H dv = 1024, a feed-forward as wide as the states. With the research HSTU's bias
 tables and no item table that is 83.97 M parameters at N = 2048. FuXi-α as its authors wrote it comes to 201.41 M; the
 0.14 M (0.07 %) that are missing are no multiple of D a layer, and nothing published says what they are. At N = 4096 the
-bias tables are 0.07 M larger, though the same counts were published for both. A second sign: with these widths, 32
-devices of 378.88 TFLOPS and 6 FLOPs a weight and token plus 6 for each of the N x N pairs and each number of q, k and v
-that it meets, the published samples a second give all four published MFUs to 0.05 of a percent (see
-docs/estimate.md).
+bias tables are larger (HSTU 84.04 M, FuXi-α 201.48 M), though the same counts were published for both N.
+
+A second sign is the MFU. With these widths, `DEVICES` devices of `PEAK_FLOPS` each (25 cube cores at 1850 MHz) and, a
+sample, 6 FLOPs for each of N tokens and each weight of a product, and 6 for each of N x N pairs and each number of q, k
+and v that it meets (no causal half, no padding), the published samples a second give the four published MFUs as 24.75,
+34.09, 39.31 and 54.66 %: to 0.05 of a percent, near the rounding of the samples a second.
 
 Assumed, and without effect on these counts: 8 heads of 128; whether position embeddings are learned; the item table,
 which no count includes. `dropout` is 0, so that a step is work alone.
@@ -26,6 +28,7 @@ from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
 
 NEGATIVES = 128
 DEVICES = 32
+PEAK_FLOPS = 378.88e12
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ class Trial(Protocol):
 def absence(name: str, settings: BenchSettings, mode: Mode, peers: Path) -> str | None:
     """Why a contender has no row; None where it has one. `peers` is where fetched packages lie."""
     if name == "flex_attention":
-        if settings.model in ("hstu", "stu"):
+        if settings.model in ("hstu", "fuxi", "stu"):
             return "FlexAttention computes softmax: SiLU attention is not expressible"
         if settings.model == "sasrec" and mode == "training":
             return "FlexAttention has no backward on the CPU"
-    if name == "nested" and settings.model in ("hstu", "stu"):
+    if name == "nested" and settings.model in ("hstu", "fuxi", "stu"):
         return "nested tensors have softmax attention only: SiLU attention is not expressible"
     if name in ("flex_attention", "nested") and settings.model == "lookup":
         return "compared with sasrec only"

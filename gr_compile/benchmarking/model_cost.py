@@ -19,7 +19,8 @@ def hstu_cost(config: HSTUConfig) -> ModelCost:
 
 def fuxi_cost(config: FuXiConfig) -> ModelCost:
     """uvqk: D x H(4 dv + 2 dqk); the feed-forward: 3 H dv x D, then D x F twice and F x D. Three maps meet v."""
-    dim, scores, values = config.embedding_dim, config.num_heads * config.attention_dim, config.num_heads * config.linear_dim
+    scores, values = config.num_heads * config.attention_dim, config.num_heads * config.linear_dim
+    dim = config.embedding_dim
     weights = dim * (4 * values + 2 * scores + 3 * values + 3 * dim * config.ffn_multiply)
     return _cost(config, weights, scores, 3 * values)
 

@@ -1,4 +1,4 @@
-"""Rows of the three benchmarks from their runs: the stable fields of the --json file."""
+"""Rows of the benchmarks from their runs: the stable fields of the --json file."""
 
 from __future__ import annotations
 
@@ -81,6 +81,29 @@ def _embedding_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
         theirs, ours = (find(runs, name).median(part) for name in ("torch_compile", "gr_compile"))
         found[f"{part}_speedup_vs_torch_compile"] = ratio(theirs, ours)
     return found
+
+
+def turbogr_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a model: gr_compile's step, its utilisation and its memory."""
+    return [_turbogr_row(case, runs, measured.peak_flops) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def _turbogr_row(case: Case, runs: Sequence[ContenderRun], peak: float) -> dict[str, Any]:
+    ours, work = find(runs, "gr_compile"), useful_work(case.settings, case.fill, case.mode)
+    return {
+        "fill": case.fill,
+        "mode": case.mode,
+        "model": case.settings.model,
+        "max_seq_len": case.settings.max_seq_len,
+        "num_layers": case.settings.num_layers,
+        "gr_compile_ms": _milliseconds(ours.median()),
+        "compile_s": ours.compile_seconds,
+        "useful_gflop": work.flops / 1e9,
+        "mfu": _mfu(work, ours.median(), peak),
+        "gemm_gflops": peak / 1e9,
+        "peak_mb": _mebibytes(ours),
+        "steady_peak_mb": _mebibytes(ours, steady=True),
+    }
 
 
 def runs_as_json(measured: Measured) -> list[dict[str, Any]]:

@@ -7,9 +7,12 @@ from typing import Literal
 
 import torch
 
+from gr_compile.model_zoo.fuxi import FuXiConfig
+from gr_compile.model_zoo.turbogr import PUBLISHED, turbogr_config
+
 Mode = Literal["inference", "training"]
 MODES: tuple[Mode, ...] = ("inference", "training")
-MODELS = ("hstu", "stu", "sasrec", "lookup")
+MODELS = ("hstu", "fuxi", "stu", "sasrec", "lookup")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTENDERS = ("eager", "torch_compile", "gr_compile", "flex_attention", "nested", "rectools")
 PRINCIPALS = ("eager", "torch_compile", "gr_compile")
@@ -65,6 +68,18 @@ def _one_of(what: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}")
 
 
+def named(settings: BenchSettings, name: str) -> BenchSettings:
+    """The settings with a model of that name: one of TurboGR's brings its sizes and its N."""
+    if name not in PUBLISHED:
+        return replace(settings, model=name)
+    config = turbogr_config(name, settings.items)
+    return replace(
+        settings, model="fuxi" if isinstance(config, FuXiConfig) else "hstu", max_seq_len=config.max_seq_len,
+        embedding_dim=config.embedding_dim, num_heads=config.num_heads, head_dim=config.linear_dim,
+        num_layers=config.num_layers,
+    )  # fmt: skip
+
+
 # The published configuration, and one that fits into three minutes on two cores: mostly compilation.
 SPEED = {
     False: BenchSettings(),
@@ -79,6 +94,18 @@ MEMORY_LENGTHS: dict[bool, dict[Mode, int]] = {
 MEMORY = BenchSettings(
     batch_size=2, num_layers=1, fills=(0.5,), repeats=1, contenders=("eager", "gr_compile")
 )
+
+# One training step of one full sequence, of each of TurboGR's configurations; small ones to see that it works.
+TURBOGR = BenchSettings(batch_size=1, fills=(1.0,), modes=("training",), repeats=1, contenders=("gr_compile",))
+
+
+def turbogr_settings(settings: BenchSettings, quick: bool) -> list[BenchSettings]:
+    """The four models; `quick`: two layers and a sixteenth of N."""
+    found = [named(settings, name) for name in PUBLISHED]
+    if not quick:
+        return found
+    return [replace(one, num_layers=2, max_seq_len=one.max_seq_len // 16) for one in found]
+
 
 # A million ids, half of them padding.
 _LOOKUP = BenchSettings(

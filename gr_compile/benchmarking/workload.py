@@ -9,9 +9,9 @@ from torch import nn
 
 from gr_compile.benchmarking.flops import ModelCost, forward_flops, recomputed_flops, step_flops
 from gr_compile.benchmarking.lengths import lengths_for, sequences_for
-from gr_compile.benchmarking.model_cost import hstu_cost, sasrec_cost, stu_cost
+from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost, sasrec_cost, stu_cost
 from gr_compile.benchmarking.settings import BenchSettings, Mode
-from gr_compile.model_zoo import HSTU, STU, HSTUConfig, SASRec, SASRecConfig, STUConfig
+from gr_compile.model_zoo import HSTU, STU, FuXi, FuXiConfig, HSTUConfig, SASRec, SASRecConfig, STUConfig
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def build(settings: BenchSettings, fill: float, mode: Mode) -> Workload:
     targets = {"targets": batch.targets}
     if isinstance(config, HSTUConfig):
         workload = Workload(HSTU(config), (batch.item_ids, batch.timestamps), targets)
+    elif isinstance(config, FuXiConfig):
+        workload = Workload(FuXi(config), (batch.item_ids, batch.timestamps), targets)
     elif isinstance(config, STUConfig):
         workload = Workload(STU(config), (batch.item_ids, batch.timestamps, batch.lengths), targets)
     elif isinstance(config, SASRecConfig):
@@ -71,12 +73,14 @@ def build(settings: BenchSettings, fill: float, mode: Mode) -> Workload:
     return workload
 
 
-def config_of(settings: BenchSettings) -> HSTUConfig | STUConfig | SASRecConfig | None:
+def config_of(settings: BenchSettings) -> HSTUConfig | FuXiConfig | STUConfig | SASRecConfig | None:
     """The zoo's configuration of these sizes, without dropout; None for the lookup."""
     sizes = (settings.items, settings.max_seq_len, settings.embedding_dim, settings.num_layers)
     heads, width = settings.num_heads, settings.head_dim
     if settings.model == "hstu":
         return HSTUConfig(*sizes, heads, attention_dim=width, linear_dim=width, dropout=0.0)
+    if settings.model == "fuxi":
+        return FuXiConfig(*sizes, heads, attention_dim=width, linear_dim=width, dropout=0.0)
     if settings.model == "stu":
         return STUConfig(*sizes, heads, attention_dim=width, hidden_dim=width, dropout=0.0)
     if settings.model == "sasrec":
@@ -101,6 +105,8 @@ def _cost(settings: BenchSettings) -> ModelCost | None:
     config = config_of(settings)
     if isinstance(config, HSTUConfig):
         return hstu_cost(config)
+    if isinstance(config, FuXiConfig):
+        return fuxi_cost(config)
     if isinstance(config, STUConfig):
         return stu_cost(config)
     return sasrec_cost(config) if config is not None else None

@@ -7,7 +7,9 @@ rows of `speed`: {fill, mode, eager_ms, torch_compile_ms, gr_compile_ms, speedup
 gemm_gflops, peak_mb, padded_peak_mb}; of `memory`: {fill, mode, max_seq_len, batch_size, num_layers, peak_mb,
 padded_peak_mb, ratio, steady_peak_mb, padded_steady_peak_mb, steady_ratio}; of `embedding`: {fill, ids,
 valid_ids, embedding_dim, items, <contender>_forward_ms, <contender>_backward_ms,
-forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile.
+forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile; of
+`turbogr`: {fill, mode, model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops,
+peak_mb, steady_peak_mb}.
 
 runs: {contender, fill, mode, max_seq_len, tokens, real_fill, status (measured, out of memory, failed, wrong),
 reason, step_ms, forward_ms, backward_ms, samples_ms, first_step_s, compile_s, cold, peak_mb, steady_peak_mb,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from gr_compile.benchmarking.benchmark import Case, Measured
     from gr_compile.benchmarking.settings import BenchSettings
 
-WHAT = ("speed", "memory", "embedding")
+WHAT = ("speed", "memory", "embedding", "turbogr")
 PICTURES = (".png", ".svg", ".pdf")
 SIZES = "Sizes (defaults: those of the benchmark)"
 
@@ -42,10 +44,11 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="speed, memory or embedding.")] = "speed",
+    what: Annotated[str, typer.Argument(help="speed, memory, embedding or turbogr.")] = "speed",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: under 3 minutes on 2 cores.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="hstu (default), stu or sasrec.", rich_help_panel=SIZES)
+        str | None,
+        typer.Option(help="hstu (default), fuxi, stu, sasrec, or one of TurboGR's: fuxi-long ...", rich_help_panel=SIZES),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int, typer.Option(help="Threads of every process.")] = 2,
@@ -80,6 +83,7 @@ def bench(
 
     **speed**: HSTU, inference and training step at several fills: times, MFU, HFU, memory.
     **memory**: peak memory of one long layer against padded eager.
+    **turbogr**: one training step of one full sequence for each of TurboGR's four models, by gr_compile alone.
     **embedding**: lookup of a million ids, half of them padding, forward and backward.
 
     Every contender has a process of its own; they take turns, and medians are shown. Compilation is not part
@@ -91,8 +95,14 @@ def bench(
     if what not in WHAT:
         raise CommandError(f"bench {what}: there are {', '.join(WHAT)}")
     settings = preset(what, quick)
+    if what in ("embedding", "turbogr") and model is not None:
+        raise CommandError(f"bench {what} has no --model")
+    own = (max_seq_len, embedding_dim, num_heads, head_dim, num_layers, fills, modes, picture)
+    if what == "turbogr" and any(given is not None for given in own):
+        raise CommandError("bench turbogr: models have their own sizes, the sequence is full, and there is no picture")
+    if model is not None:
+        settings = named(settings, model)
     given: dict[str, Any] = {
-        "model": model,
         "batch_size": batch_size,
         "max_seq_len": max_seq_len,
         "embedding_dim": embedding_dim,
@@ -105,8 +115,6 @@ def bench(
         "contenders": None if contenders is None else names(contenders),
         "repeats": repeats,
     }
-    if what == "embedding" and model is not None:
-        raise CommandError("bench embedding has no --model")
     changes = {name: value for name, value in given.items() if value is not None}
     settings = replace(
         settings, **changes, dtype=dtype, threads=threads, passes=passes, memory_limit=memory_limit
@@ -123,16 +131,25 @@ def bench(
 
 def preset(what: str, quick: bool) -> BenchSettings:
     """The sizes that a benchmark has unless told otherwise."""
-    from gr_compile.benchmarking.settings import EMBEDDING, MEMORY, SPEED
+    from gr_compile.benchmarking.settings import EMBEDDING, MEMORY, SPEED, TURBOGR
 
-    return {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick]}[what]
+    return {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick], "turbogr": TURBOGR}[what]
+
+
+def named(settings: BenchSettings, model: str) -> BenchSettings:
+    """The settings for a model's name, as `--model` has it."""
+    from gr_compile.benchmarking.settings import named as with_model
+
+    return with_model(settings, model)
 
 
 def cases(what: str, settings: BenchSettings, quick: bool, own_length: bool) -> list[Case]:
     """Fills and modes; `memory` has a length of its own for each mode, unless one was given."""
     from gr_compile.benchmarking.benchmark import cases_of
-    from gr_compile.benchmarking.settings import MEMORY_LENGTHS
+    from gr_compile.benchmarking.settings import MEMORY_LENGTHS, turbogr_settings
 
+    if what == "turbogr":
+        return [case for one in turbogr_settings(settings, quick) for case in cases_of(one)]
     found = cases_of(settings)
     if what != "memory" or own_length:
         return found
@@ -159,7 +176,7 @@ def run(
             except rectools_hstu.PeerError as error:
                 progress.message(str(error))
         todo = cases(what, settings, quick, own_length)
-        return measure(todo, progress, peers, together=what != "memory", with_peak=what == "speed")
+        return measure(todo, progress, peers, together=what != "memory", with_peak=what in ("speed", "turbogr"))
 
 
 def make_payload(what: str, settings: BenchSettings, measured: Measured, seconds: float) -> dict[str, Any]:
@@ -167,7 +184,8 @@ def make_payload(what: str, settings: BenchSettings, measured: Measured, seconds
     from gr_compile.benchmarking import rows
     from gr_compile.benchmarking.flops import DEFINITION
 
-    rows_of = {"speed": rows.speed_rows, "memory": rows.memory_rows, "embedding": rows.embedding_rows}
+    rows_of = {"speed": rows.speed_rows, "memory": rows.memory_rows, "embedding": rows.embedding_rows,
+               "turbogr": rows.turbogr_rows}  # fmt: skip
     return {
         "what": what,
         "settings": asdict(settings),

@@ -33,7 +33,7 @@ def show(output: Output, payload: dict[str, Any]) -> None:
             output.line(f"{run['contender']}, {run['mode']} {run['fill']:.0%}: {run['status']}: {run['reason']}")
     for absence in payload["absent"]:
         output.line(f"no row: {absence['contender']}, {absence['mode']}: {absence['reason']}")
-    if payload["what"] == "speed":
+    if payload["what"] in ("speed", "turbogr"):
         output.line(payload["definition"])
     output.line(f"{payload['seconds']:.0f} s in all")
 
@@ -41,6 +41,9 @@ def show(output: Output, payload: dict[str, Any]) -> None:
 def title_of(payload: dict[str, Any]) -> str:
     """What was measured, in one line."""
     sizes = payload["settings"]
+    if payload["what"] == "turbogr":
+        processor = payload["machine"]["processor"]
+        return f"turbogr: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}; {processor}"
     return (
         f"{payload['what']}: {sizes['model']}, {sizes['dtype']}, {sizes['threads']} threads, "
         f"B={sizes['batch_size']}, N={'/'.join(lengths_of(payload))}, D={sizes['embedding_dim']}, "
@@ -60,6 +63,8 @@ def number(value: Any) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, str):
+        return value
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -42,7 +42,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    model: Annotated[str, typer.Option(help="hstu, stu or sasrec.", rich_help_panel=MODEL)] = "hstu",
+    model: Annotated[
+        str, typer.Option(help="hstu, fuxi, stu, sasrec, or one of TurboGR's: hstu-large ...", rich_help_panel=MODEL)
+    ] = "hstu",
     embedding_dim: Annotated[int, typer.Option(help="D.", rich_help_panel=MODEL)] = 64,
     num_layers: Annotated[int, typer.Option(help="Layers.", rich_help_panel=MODEL)] = 2,
     num_heads: Annotated[int, typer.Option(help="Heads.", rich_help_panel=MODEL)] = 2,

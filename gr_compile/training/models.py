@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from gr_compile.benchmarking.flops import ModelCost
-from gr_compile.benchmarking.model_cost import hstu_cost, sasrec_cost, stu_cost
+from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost, sasrec_cost, stu_cost
+from gr_compile.model_zoo.fuxi import FuXi, FuXiConfig
 from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
 from gr_compile.model_zoo.stu import STU, STUConfig
+from gr_compile.model_zoo.turbogr import PUBLISHED, turbogr_config
 from gr_compile.training.data.batches import Batch
 
-NAMES = ("hstu", "stu", "sasrec")
+NAMES = ("hstu", "fuxi", "stu", "sasrec", *PUBLISHED)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Sizes that all models share; head_dim is the width of q, k and v of one head."""
+    """Sizes that all models share; head_dim is the width of q, k and v of one head. TurboGR's models have their own
+    widths, heads and layers: for them only the dropout is read."""
 
     name: str = "hstu"
     embedding_dim: int = 64
@@ -60,7 +63,11 @@ class ModelCase:
 
 def build(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
     """The named model for a catalogue of `num_items` and sequences padded to `max_seq_len`."""
-    builders = {"hstu": _hstu, "stu": _stu, "sasrec": _sasrec}
+    if settings.name in PUBLISHED:
+        config = turbogr_config(settings.name, num_items)
+        sized = replace(config, max_seq_len=max_seq_len, dropout=settings.dropout)
+        return _fuxi_case(sized) if isinstance(sized, FuXiConfig) else _hstu_case(sized)
+    builders = {"hstu": _hstu, "fuxi": _fuxi, "stu": _stu, "sasrec": _sasrec}
     return builders[settings.name](settings, num_items, max_seq_len)
 
 
@@ -75,7 +82,29 @@ def _hstu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCas
         linear_dim=settings.head_dim,
         dropout=settings.dropout,
     )
+    return _hstu_case(config)
+
+
+def _fuxi(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
+    config = FuXiConfig(
+        num_items,
+        max_seq_len,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        attention_dim=settings.head_dim,
+        linear_dim=settings.head_dim,
+        dropout=settings.dropout,
+    )
+    return _fuxi_case(config)
+
+
+def _hstu_case(config: HSTUConfig) -> ModelCase:
     return ModelCase(HSTU(config), lambda batch: (batch.item_ids, batch.timestamps), hstu_cost(config))
+
+
+def _fuxi_case(config: FuXiConfig) -> ModelCase:
+    return ModelCase(FuXi(config), lambda batch: (batch.item_ids, batch.timestamps), fuxi_cost(config))
 
 
 def _stu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:

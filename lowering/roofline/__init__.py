@@ -1,1 +1,1 @@
-"""An estimate of a training step from its compiled graphs and a machine description: no kernel is built, nothing runs."""
+"""An estimate of a training step from its compiled graphs and a machine description: nothing is built, nothing runs."""

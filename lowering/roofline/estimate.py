@@ -5,8 +5,8 @@
     the rest    max(operations / (vector peak * vector), bytes / (bandwidth * memory))
     each kernel + launch;   the step / (1 - exposed)
 
-Cube and vector cores work side by side in attention, as the generated kernels do. The optimizer is AdamW on float32 copies:
-28 bytes a weight and step for the dense weights, and for the rows of the item table that were looked up.
+Cube and vector cores work side by side in attention. The optimizer is AdamW on float32 copies: 28 bytes a weight and step
+for the dense weights, and for the rows of the item table that were looked up.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STATE_BYTES = 16  # weight and gradient in float16, weight and two moments in fl
 class Efficiency:
     """Shares of a machine's peaks that kernels reach. One set for all models, chosen and not fitted.
 
-    product: large matrix products commonly reach 0.7 to 0.8 of the cube cores' peak. attention: what the kernels' schedule
-    is to reach. vector, memory: no instruction or copy is free of its start. launch: seconds between two kernels.
-    exposed: share of a step that waits for others or for communication; TurboGR publishes 94.3 % of compute.
+    All but the last are assumptions. product: of large matrix products. attention: the least that the kernels' schedule is
+    to reach. vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits for
+    others or for communication; TurboGR publishes 94.3 % of compute.
     """
 
     product: float = 0.75
@@ -68,7 +68,7 @@ class Estimate:
 
 def estimate(
     graphs: Sequence[fx.GraphModule], lengths: list[int], weights: int, table_rows: int, width: int, machine: Machine,
-    efficiency: Efficiency = Efficiency(),  # noqa: B008
+    efficiency: Efficiency = Efficiency(),
 ) -> Estimate:
     """Of the graphs [forward, backward] of a step over sequences of these lengths.
 
@@ -76,7 +76,9 @@ def estimate(
         weights: numbers in the dense weights. table_rows: rows of item tables that a step touches, of `width` numbers.
     """
     steps = [steps_of(graph.graph, lengths) for graph in graphs]
-    rows = [row for part, found in zip(("forward", "backward"), steps) for row in _rows(part, found, machine, efficiency)]
+    rows: list[Row] = []
+    for part, found in zip(("forward", "backward"), steps):
+        rows += _rows(part, found, machine, efficiency)
     for label, numbers in (("dense weights", weights), ("rows of item tables", table_rows * width)):
         step = Step("optimizer", label, bytes=float(OPTIMIZER_BYTES * numbers))
         rows += _rows("update", [step], machine, efficiency)

@@ -1,4 +1,4 @@
-"""The most memory that activations take at once: a walk over forward and backward that frees a value after its last reader."""
+"""The most memory that activations take at once: a walk over both graphs that frees a value after its last reader."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The graphs of a training step for given sizes: forward and backward, after the passes, in fake tensors.
 
-Weights are never touched: a model comes from the meta device, and its storage is allocated and not written. The inputs are
-real, since the number of packed tokens is counted from them.
+Weights are never touched: a model comes from the meta device, and its storage is allocated and not written. The inputs
+are real, since the number of packed tokens is counted from them.
 """
 
 from __future__ import annotations

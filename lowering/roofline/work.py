@@ -1,11 +1,11 @@
-"""What the nodes of a graph have to do: multiply-adds of cube cores, operations of vector cores, bytes of global memory.
+"""What the nodes of a graph have to do: FLOPs of cube cores, operations of vector cores, bytes of global memory.
 
 A graph is cut into *steps*. A matrix product, an attention and a lookup are steps of their own. Everything else that is
-no view is memory-bound and is fused: operators between the same two products, connected with each other, are one step that
-reads what comes from outside once and writes what others read once (the best that a hand-written kernel can do). What
-stands between which products is the node's *level*, the number of products on the longest way to it; two connected nodes of
-one level can have no product between them. A node that is no smaller than what it reads goes down to the level of its first
-reader: storing it would cost more than computing it there.
+no view is memory-bound and is fused: operators between the same two products, connected with each other, are one step
+that reads what comes from outside once and writes what others read once (the best that a hand-written kernel can do).
+What stands between which products is the node's *level*, the number of products on the longest way to it; two connected
+nodes of one level can have no product between them. A node that is no smaller than what it reads goes down to the level
+of its first reader: storing it would cost more than computing it there.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gr_compile.lowering.roofline.attention import AttentionWork
 
 aten, gr = torch.ops.aten, torch.ops.gr
 _VIEWS = {
-    aten.view, aten.reshape, aten._unsafe_view, aten.permute, aten.t, aten.transpose, aten.expand, aten.slice, aten.select,
-    aten.unsqueeze, aten.squeeze, aten.split, aten.split_with_sizes, aten.alias, aten.detach, aten.as_strided,
+    aten.view, aten.reshape, aten._unsafe_view, aten.permute, aten.t, aten.transpose, aten.expand, aten.slice,
+    aten.select, aten.unsqueeze, aten.squeeze, aten.split, aten.split_with_sizes, aten.alias, aten.detach, aten.as_strided,
 }  # fmt: skip
 _PRODUCTS = {aten.mm, aten.addmm, aten.bmm}
 _LOOKUPS = {aten.embedding, aten.embedding_dense_backward, gr.lookup_gradient, gr.pack, gr.unpack, aten.index,
@@ -34,7 +34,7 @@ _ATTENTION = {gr.jagged_attention, gr.jagged_attention_backward}
 
 @dataclass
 class Step:
-    """One kernel. flops: of the cube cores; vector: operations on single numbers; writes: nodes that it puts into memory."""
+    """One kernel. flops: of the cube cores; vector: operations on single numbers; writes: nodes put into memory."""
 
     kind: str
     label: str
@@ -84,14 +84,14 @@ def results_of(node: fx.Node) -> list[fx.Node]:
 
 
 def size_of(node: fx.Node) -> int:
-    """Bytes of a tensor; 0 for what is none. A table's gradient, and a sum of such, has the rows that were looked up."""
+    """Bytes of a tensor; 0 for what is none. A table's gradient, and a sum of such, has the rows looked up."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return 0
     if packet_of(node) in _TABLE_GRADIENTS:
-        return min(_bytes(value), size_of(node.args[0]))  # type: ignore[arg-type]
+        return size_of(node.args[0])  # type: ignore[arg-type]
     if _is_table_gradient(node):
-        return min(_bytes(value), sum(size_of(x) for x in node.all_input_nodes))
+        return sum(size_of(x) for x in node.all_input_nodes)
     return _bytes(value)
 
 
@@ -112,9 +112,9 @@ def _read(node: fx.Node) -> int:
 
 def _moved(node: fx.Node) -> float:
     """Bytes of the operands and of the results."""
-    results = node.meta["val"]
-    out = sum(_bytes(x) for x in results if isinstance(x, torch.Tensor)) if isinstance(results, list | tuple) else size_of(node)
-    return float(out + sum(_read(x) for x in node.all_input_nodes))
+    value = node.meta["val"]
+    results = [x for x in (value if isinstance(value, list | tuple) else [value]) if isinstance(x, torch.Tensor)]
+    return float(sum(map(_bytes, results)) + sum(_read(x) for x in node.all_input_nodes))
 
 
 def _product(node: fx.Node) -> Step:

@@ -26,7 +26,7 @@ def test_the_default_is_the_published_configuration():
     assert found.fills == (0.15, 0.5, 1.0) and set(found.modes) == {"inference", "training"}
 
 
-@pytest.mark.parametrize("model", ["hstu", "stu", "sasrec", "lookup"])
+@pytest.mark.parametrize("model", ["hstu", "fuxi", "stu", "sasrec", "lookup"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_model_steps_in_both_modes(model, dtype):
     settings = replace(TINY, model=model, dtype=dtype)

@@ -10,6 +10,7 @@ import gr_compile.model_zoo as zoo
 
 CASES = {
     "hstu": (zoo.HSTU, zoo.HSTUConfig, ("item_ids", "timestamps")),
+    "fuxi": (zoo.FuXi, zoo.FuXiConfig, ("item_ids", "timestamps")),
     "stu": (zoo.STU, zoo.STUConfig, ("item_ids", "timestamps", "lengths")),
     "sasrec": (zoo.SASRec, zoo.SASRecConfig, ("item_ids",)),
 }
