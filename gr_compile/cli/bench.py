@@ -48,7 +48,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: under 3 minutes on 2 cores.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="hstu (default), fuxi, stu, sasrec, or one of TurboGR's: fuxi-long ...", rich_help_panel=SIZES),
+        typer.Option(help="hstu (default), fuxi, stu, sasrec, or TurboGR's fuxi-long ...", rich_help_panel=SIZES),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int, typer.Option(help="Threads of every process.")] = 2,

@@ -1,9 +1,9 @@
 """What attention with a score program has to do: pairs inside the key intervals, and nothing outside.
 
 Cube FLOPs of a pair and a head: 2 dqk for the scores, where the program reads q . k, and 2 dv for P v; the backward
-computes the scores again (2 dqk), and has 2 dv each for dP and dV and 2 dqk each for dQ and dK. Vector operations are the
-nodes of the score program, and of its derivatives, that a pair needs; those in which no head differs are done once for all
-heads.
+computes the scores again (2 dqk), and has 2 dv each for dP and dV and 2 dqk each for dQ and dK. Vector operations are
+the nodes of the score program, and of its derivatives, that a pair needs; those in which no head differs are done once
+for all heads.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     the rest    max(operations / (vector peak * vector), bytes / (bandwidth * memory))
     each kernel + launch;   the step / (1 - exposed)
 
-Cube and vector cores work side by side in attention. The optimizer is AdamW on float32 copies: 28 bytes a weight and step
-for the dense weights, and for the rows of the item table that were looked up.
+Cube and vector cores work side by side in attention. The optimizer is AdamW on float32 copies: 28 bytes a weight and
+step for the dense weights, and for the rows of the item table that were looked up.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STATE_BYTES = 16  # weight and gradient in float16, weight and two moments in fl
 class Efficiency:
     """Shares of a machine's peaks that kernels reach. One set for all models, chosen and not fitted.
 
-    All but the last are assumptions. product: of large matrix products. attention: the least that the kernels' schedule is
-    to reach. vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits for
-    others or for communication; TurboGR publishes 94.3 % of compute.
+    All but the last are assumptions. product: of large matrix products. attention: the least that the kernels' schedule
+    is to reach. vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits
+    for others or for communication; TurboGR publishes 94.3 % of compute.
     """
 
     product: float = 0.75

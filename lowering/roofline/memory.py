@@ -14,8 +14,8 @@ def peak_activations(forward: fx.Graph, backward: fx.Graph, steps: Sequence[Iter
     and not counted, nor are the inputs themselves."""
     kept = _saved(forward)
     first, held = _walk(forward, steps[0], {}, set(kept.values()))
-    inherited = {name: base for name, base in kept.items() if base in held}
-    second, _ = _walk(backward, steps[1], {name: (base, held[base]) for name, base in inherited.items()}, set())
+    given = {name: (f"saved {base}", held[base]) for name, base in kept.items() if base in held}
+    second, _ = _walk(backward, steps[1], given, set())
     return max(first, second)
 
 

@@ -23,11 +23,14 @@ from gr_compile.lowering.roofline.attention import AttentionWork
 aten, gr = torch.ops.aten, torch.ops.gr
 _VIEWS = {
     aten.view, aten.reshape, aten._unsafe_view, aten.permute, aten.t, aten.transpose, aten.expand, aten.slice,
-    aten.select, aten.unsqueeze, aten.squeeze, aten.split, aten.split_with_sizes, aten.alias, aten.detach, aten.as_strided,
+    aten.select, aten.unsqueeze, aten.squeeze, aten.split, aten.split_with_sizes, aten.alias, aten.detach,
+    aten.as_strided,
 }  # fmt: skip
 _PRODUCTS = {aten.mm, aten.addmm, aten.bmm}
-_LOOKUPS = {aten.embedding, aten.embedding_dense_backward, gr.lookup_gradient, gr.pack, gr.unpack, aten.index,
-            aten.index_select, aten.gather, aten.index_add}  # fmt: skip
+_LOOKUPS = {
+    aten.embedding, aten.embedding_dense_backward, gr.lookup_gradient, gr.pack, gr.unpack, aten.index,
+    aten.index_select, aten.gather, aten.index_add,
+}  # fmt: skip
 _TABLE_GRADIENTS = {aten.embedding_dense_backward, gr.lookup_gradient}
 _ATTENTION = {gr.jagged_attention, gr.jagged_attention_backward}
 
