@@ -34,7 +34,7 @@ class AttentionWork:
         backward = node.target is not _FORWARD
         operands: list[Any] = list(node.args[1:] if backward else node.args)
         q, v, leaves, heads = operands[0], operands[2], operands[3], int(operands[8])
-        program = ScoreProgram.parse(node.args[12] if backward else operands[11])
+        program = ScoreProgram.parse(operands[11])
         needs = node.args[13] if backward else []
         names = ["q", "k", "v", *program.leaves]
         wanted = wanted_leaves(program, dict(zip(names, needs))) if backward else None  # type: ignore[arg-type]

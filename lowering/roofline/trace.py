@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import torch
 import torch.fx as fx
 from torch import nn
-from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
 from torch._functorch.partitioners import default_partition
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -65,9 +66,9 @@ def step_graphs(
     fakes = [mode.from_tensor(a, static_shapes=True) if isinstance(a, torch.Tensor) else a for a in arguments]
     parts: list[fx.GraphModule] = []
 
-    def keep(part: fx.GraphModule, _: Sequence[Any]) -> Any:
-        parts.append(part)
-        return make_boxed_func(part.forward)
+    def keep(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        parts.append(gm)
+        return make_boxed_func(gm.forward)
 
     eager_backward = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
     with mode, tracing(TracingContext(mode)), eager_backward, torch.enable_grad():
