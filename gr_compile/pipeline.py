@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib.metadata
 import re
@@ -29,6 +28,7 @@ from gr_compile.graph_pass import (
     PassResult,
     StageEvent,
 )
+from gr_compile.option_text import OptionError, options_of
 from gr_compile.verify import VerificationError, verify_shapes
 from gr_compile.writes import settle_writes
 
@@ -208,34 +208,12 @@ def _find(name: str) -> type[Pass]:
 
 
 def _with_options(pass_class: type[Pass], text: str) -> Pass:
-    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(pass_class)}
-    values: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        key, _, value = part.partition("=")
-        key = key.strip().replace("_", "-")
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise PipelineError(
-                f"{pass_class.name} has no option {key!r} (it has: {', '.join(fields) or 'none'}){hint}"
-            )
-        values[fields[key].name] = _convert(pass_class.name, fields[key], value.strip())
     try:
-        return pass_class(**values)
+        return pass_class(**options_of(pass_class, pass_class.name, text))
+    except OptionError as error:
+        raise PipelineError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise PipelineError(f"{pass_class.name}: {error}") from error
-
-
-def _convert(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
-    kind: type[Any] = type(option.default)
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.lower()
-            ]
-        return kind(text) if kind in (int, float) else text
-    except (KeyError, ValueError):
-        raise PipelineError(f"{owner}{{{option.name}={text}}}: expected {kind.__name__}") from None
 
 
 # --------------------------------------------------------------------------------------------- the loop
