@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from gr_compile.inspection.dump import Dumper
 from gr_compile.inspection.inputs import record_inputs
 from gr_compile.modes import WithoutAutocast, ambient_autocast, autocast_as
 from gr_compile.numerics import NumericsCheck
+from gr_compile.option_text import OptionError, options_of
 from gr_compile.pipeline import Hook, PassContext, PassError, Pipeline, run_pipeline
 from gr_compile.verify import VerificationError, verify_shapes
 from gr_compile.writes import shared_write
@@ -70,25 +72,46 @@ class Session:
             log.warning("%s", text)
 
 
-def target_class(name: str) -> Any:
-    """The class of the target that an installed package offers under this name.
+_TARGET = re.compile(r"(?P<name>[\w-]+)(?:\{(?P<options>[^}]*)\})?")
+
+
+def target_class(text: str) -> tuple[Any, dict[str, Any]]:
+    """The class of the target that an installed package offers under this name, and the options in braces.
 
     Raises:
-        ConfigError: no such target; it lists those there are.
+        ConfigError: no such target, which lists those there are; or no such option of it.
     """
+    found = _TARGET.fullmatch(text.strip())
+    name = found["name"] if found is not None else text
     entries = {entry.name: entry for entry in importlib.metadata.entry_points(group="gr_compile.targets")}
-    if name not in entries:
-        raise ConfigError(f"target={name!r}: no such target; there are {', '.join(sorted(entries))}")
-    return entries[name].load()
+    if found is None or name not in entries:
+        raise ConfigError(f"target={text!r}: no such target; there are {', '.join(sorted(entries))}")
+    made = entries[name].load()
+    if found["options"] is None:
+        return made, {}
+    if not is_dataclass(made):
+        raise ConfigError(f"target={text!r}: {name} takes no options")
+    try:
+        return made, options_of(made, name, found["options"])
+    except OptionError as error:
+        raise ConfigError(f"target={text!r}: {error}") from error
 
 
-def find_target(name: str) -> Any:
+def find_target(text: str) -> Any:
     """A target that can run here.
 
     Raises:
         ConfigError: no such target, or none that runs on this host.
     """
-    return target_class(name)()
+    made, options = target_class(text)
+    return made(**options)
+
+
+def passes_for(target: Any, passes: Any) -> Pipeline:
+    """The passes that were asked for, as the target needs them."""
+    pipeline = Pipeline.parse(passes)
+    adapt: Callable[[Pipeline], Pipeline] | None = getattr(target, "adapt", None)
+    return pipeline if adapt is None else adapt(pipeline)
 
 
 class Backend:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gr_compile.backend import Backend, Session, find_target
+from gr_compile.backend import Backend, Session, find_target, passes_for
 from gr_compile.breaks import breaks_since, breaks_so_far, skipped_since
 from gr_compile.config import Config, ConfigError, check_declared_arguments
 from gr_compile.declare import check_declared_padding
@@ -20,7 +20,7 @@ from gr_compile.inspection.bisect import RewriteLimit
 from gr_compile.inspection.dump import Dumper, check_writable
 from gr_compile.inspection.logs import configure_logs, log_event
 from gr_compile.numerics import NumericsError
-from gr_compile.pipeline import Hook, PassError, Pipeline
+from gr_compile.pipeline import Hook, PassError
 
 log = logging.getLogger("gr_compile")
 _RECOMPILE_LIMIT = (
@@ -36,11 +36,11 @@ def make_session(options: Mapping[str, Any], name: str) -> Session:
         check_writable(folder)
     dumper = Dumper(folder)
     hooks: list[Hook] = [dumper, log_event]
-    find_target(config.target)
+    target = find_target(config.target)
     configure_logs()
     limit = RewriteLimit.from_environment()
     return Session(
-        config, Pipeline.parse(config.passes), hooks, dumper if folder is not None else None, limit.allow
+        config, passes_for(target, config.passes), hooks, dumper if folder is not None else None, limit.allow
     )
 
 

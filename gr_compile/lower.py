@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,9 +25,11 @@ from gr_compile.compiled import signature_of
 from gr_compile.config import Config, ConfigError, PaddedOutputs, Padding, check_declared_arguments
 from gr_compile.graph_pass import GraphReport, Pass, StageEvent
 from gr_compile.inspection.explain import versions
+from gr_compile.output_folder import FolderError, written_whole
 from gr_compile.pipeline import Pipeline
 
 REPORT, REPORT_TEXT, SCHEMA = "report.json", "report.md", 1
+_ANY_NUMBER = 1 << 30  # of models of one class: each `lower` is a compilation of the same code to Dynamo
 
 
 class LowerError(RuntimeError):
@@ -60,9 +60,15 @@ class CapturedGraph:
 
 
 class Lowering(Protocol):
-    """What a target offers beside running: files. Found as the attribute `lowering` of the target's class."""
+    """What a target offers beside running: files. Found as the attribute `lowering` of the target's class, and made
+    with the target's options and `machine`.
+    """
 
     name: str
+    machine: str
+
+    def adapt(self, pipeline: Pipeline) -> Pipeline:
+        """The passes as the target needs them."""
 
     def supports(self, operator: str) -> bool:
         """Whether it knows a `gr::` operator."""
@@ -80,6 +86,7 @@ def lower(
     *args: Any,
     target: str = "ascend",
     out: str | os.PathLike[str] = "build/ascend",
+    machine: str = "910b1",
     kwargs: Mapping[str, Any] | None = None,
     training: bool | None = None,
     dynamic: bool = True,
@@ -94,6 +101,8 @@ def lower(
 
     Args:
         args, kwargs: example inputs.
+        target: a target that writes files, with its options: "ascend", "ascend{mode=npugraph_ex,kernels=library}".
+        machine: the processor, by the name of its description.
         out: the folder; one that an earlier `lower` wrote is replaced, any other that holds something is not touched.
         training: lower the backward, too. Default: `model.training`.
         dynamic: sizes of inputs, and the number of packed tokens, are symbols; False: those of this call.
@@ -113,31 +122,41 @@ def lower(
     )  # fmt: skip
     if (signature := signature_of(model)) is not None:
         check_declared_arguments(config.declared, signature, name)
-    lowering = find_lowering(target)
+    lowering = find_lowering(target, machine)
     train = bool(getattr(model, "training", False)) if training is None else training
-    with written_whole(Path(out)) as folder:
-        session = Session(config, Pipeline.parse(passes))
+    with _folder(Path(out)) as folder:
+        session = Session(config, lowering.adapt(Pipeline.parse(passes)))
         graphs = capture_graphs(model, args, dict(kwargs or {}), session, lowering, train)
         found = lowering.write(graphs, folder)
         report = {
-            "schema": SCHEMA, "target": target, "model": name, "training": train, "dynamic": dynamic,
-            "passes": session.pipeline.text(), "versions": versions(), **found,
+            "schema": SCHEMA, "target": target, "machine": lowering.machine, "model": name, "training": train,
+            "dynamic": dynamic, "passes": session.pipeline.text(), "versions": versions(), **found,
         }  # fmt: skip
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (folder / REPORT_TEXT).write_text(as_markdown(report), encoding="utf-8")
     return report
 
 
-def find_lowering(target: str) -> Lowering:
-    """The lowering that a target offers.
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    try:
+        with written_whole(out, REPORT, {"schema", "target", "graphs"}) as folder:
+            yield folder
+    except FolderError as error:
+        raise LowerError(f"{error}") from error
+
+
+def find_lowering(target: str, machine: str) -> Lowering:
+    """The lowering that a target offers, for a machine.
 
     Raises:
-        ConfigError: there is no such target, or it writes no files.
+        ConfigError: there is no such target, option or machine, or the target writes no files.
     """
-    made = getattr(target_class(target), "lowering", None)
+    found, options = target_class(target)
+    made = getattr(found, "lowering", None)
     if made is None:
         raise ConfigError(f"target={target!r} runs models and writes no files; gr_compile.optimize takes it")
-    lowering: Lowering = made()
+    lowering: Lowering = made(machine=machine, **options)
     return lowering
 
 
@@ -202,8 +221,9 @@ def capture_graphs(
     make: Any = torch.compile
     compiled = make(model, backend=Backend(session, collector), dynamic=session.config.dynamic)
     settings = torch._dynamo.config.patch(
-        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, specialize_float=True
-    )
+        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, specialize_float=True,
+        recompile_limit=_ANY_NUMBER, accumulated_recompile_limit=_ANY_NUMBER,
+    )  # fmt: skip
     with settings, torch.set_grad_enabled(training):
         compiled(*args, **kwargs)
     lost = [report.not_captured for report in session.reports if report.not_captured is not None]
@@ -212,56 +232,6 @@ def capture_graphs(
     if not collector.graphs:
         raise LowerError(f"{session.config.model} computes nothing with tensors: there is no graph to lower")
     return collector.graphs
-
-
-# ------------------------------------------------------------------------------------------ the folder
-@contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it does not.
-
-    Raises:
-        LowerError: `out` cannot be written, or holds what `lower` did not write.
-    """
-    out = out.absolute()
-    _check_place(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise LowerError(f"out={str(out)!r} cannot be written: {error}") from error
-    try:
-        part = scratch / "part"
-        part.mkdir()
-        yield part
-        _check_place(out)
-        if out.exists():
-            out.rename(scratch / "before")
-        part.rename(out)
-    except OSError as error:
-        raise LowerError(f"out={str(out)!r} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _check_place(out: Path) -> None:
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir():
-        raise LowerError(f"out={str(out)!r} is no folder")
-    if not any(out.iterdir()) or _is_ours(out):
-        return
-    raise LowerError(
-        f"out={str(out)!r} holds files, and no whole {REPORT} of gr_compile.lower among them: remove the folder, or "
-        "name another"
-    )
-
-
-def _is_ours(out: Path) -> bool:
-    try:
-        found = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and {"schema", "target", "graphs"} <= found.keys()
 
 
 # ------------------------------------------------------------------------------------------ the report

@@ -12,15 +12,20 @@ from torch import nn
 
 import gr_compile
 from gr_compile import ConfigError, LowerError
-from gr_compile.lower import as_markdown, find_lowering, written_whole
+from gr_compile.lower import as_markdown, find_lowering
+from gr_compile.output_folder import written_whole
 
 
 class Written:
     """A lowering that writes what it was given."""
 
     name = "written"
+    machine = "one"
     fails = False
     graphs = None
+
+    def adapt(self, pipeline):
+        return pipeline
 
     def supports(self, operator):
         return True
@@ -37,7 +42,7 @@ class Written:
 @pytest.fixture
 def lowering(monkeypatch):
     made = type("Made", (Written,), {})
-    monkeypatch.setattr(sys.modules["gr_compile.lower"], "find_lowering", lambda target: made())
+    monkeypatch.setattr(sys.modules["gr_compile.lower"], "find_lowering", lambda target, machine: made())
     return made
 
 
@@ -76,6 +81,12 @@ def test_the_inputs_are_those_before_the_call(tmp_path, lowering):
     lower(tmp_path, model, vectors())
     means = [v for v in lowering.graphs[0].inputs if isinstance(v, torch.Tensor) and v.shape == (4,)]
     assert any(bool((mean == 0).all()) and not mean.requires_grad for mean in means)
+
+
+def test_models_of_one_class_are_lowered_any_number_of_times(tmp_path, lowering):
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(3):
+            assert lower(tmp_path)["graphs"]
 
 
 def test_an_earlier_run_is_replaced(tmp_path, lowering):
@@ -124,7 +135,7 @@ def test_a_folder_without_permission(tmp_path, lowering):
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), written_whole(tmp_path / "out") as folder:
+    with pytest.raises(KeyError), written_whole(tmp_path / "out", "report.json", {"graphs"}) as folder:
         (folder / "half").touch()
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -150,10 +161,43 @@ def test_models_that_cannot_be_lowered(tmp_path, lowering, model, said):
 
 def test_targets():
     with pytest.raises(ConfigError, match="no such target; there are ascend, eager, inductor"):
-        find_lowering("ascent")
+        find_lowering("ascent", "910b1")
     with pytest.raises(ConfigError, match="writes no files"):
-        find_lowering("eager")
-    assert find_lowering("ascend").supports("gr::pack") and not find_lowering("ascend").supports("gr::sort")
+        find_lowering("eager", "910b1")
+    found = find_lowering("ascend", "910b1")
+    assert found.supports("gr::pack") and not found.supports("gr::sort")
+
+
+@pytest.mark.parametrize(
+    ("target", "machine", "said"),
+    [
+        ("ascend", "910z", "unknown machine '910z'; known: .*910b1"),
+        ("ascend{mode=fast}", "910b1", "mode is one of max-autotune, npugraph_ex"),
+        ("ascend{kernels=mine}", "910b1", "kernels is one of generated, library"),
+        ("ascend{kernel=library}", "910b1", r"no option 'kernel' \(it has: mode, kernels\); did you mean 'kernels'"),
+        ("eager{mode=fast}", "910b1", "eager takes no options"),
+        ("ascend{", "910b1", "no such target"),
+    ],
+)
+def test_options_that_cannot_be_meant(tmp_path, target, machine, said):
+    with pytest.raises(ConfigError, match=said):
+        gr_compile.lower(Mlp(), vectors(), out=tmp_path / "out", target=target, machine=machine)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_reach_the_lowering():
+    found = find_lowering("ascend{mode=npugraph_ex, kernels=library}", "910b1")
+    assert (found.mode, found.kernels, found.machine) == ("npugraph_ex", "library", "910b1")
+
+
+def test_torchair_of_another_version_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "torch_npu" / "dynamo" / "torchair").mkdir(parents=True)
+    (tmp_path / "torch_npu" / "dynamo" / "torchair" / "__init__.py").touch()
+    (tmp_path / "torch_npu" / "version.py").write_text("__version__ = '2.9.0'")
+    monkeypatch.setenv("GR_COMPILE_TORCHAIR", str(tmp_path))
+    with pytest.raises(LowerError, match=r"is of torch_npu 2\.9\.0; torch 2\.13 needs 2\.13\.0"):
+        lower(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_running_on_ascend_is_refused_and_names_lower():

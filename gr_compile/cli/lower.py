@@ -27,7 +27,10 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="An expression: a tuple of arguments or a dict of named ones [example_inputs()]."),
         ] = "",
         passes: Annotated[str, typer.Option(help="A preset or pipeline text.")] = "default",
-        target: Annotated[str, typer.Option(help="ascend.")] = "ascend",
+        target: Annotated[
+            str, typer.Option(help="ascend, or with options: ascend{mode=npugraph_ex,kernels=library}.")
+        ] = "ascend",
+        machine: Annotated[str, typer.Option(metavar="NAME", help="The processor that is lowered to.")] = "910b1",
         train: Annotated[bool, typer.Option("--train", help="In training mode, with the backward.")] = False,
         static: Annotated[bool, typer.Option("--static", help="For the sizes of these inputs alone.")] = False,
         json_file: JsonOption = None,
@@ -48,8 +51,9 @@ def register(app: typer.Typer) -> None:
                 subject.train(train)
             args, kwargs = inputs_of(module, inputs)
             report = gr_compile.lower(
-                subject, *args, kwargs=kwargs, target=target, out=out, training=train, dynamic=not static, passes=passes
-            )
+                subject, *args, kwargs=kwargs, target=target, out=out, machine=machine, training=train,
+                dynamic=not static, passes=passes,
+            )  # fmt: skip
         output = Output()
         for graph in report["graphs"]:
             for part in graph["parts"]:

@@ -6,6 +6,7 @@ The way is torchair's own, with its decompositions and its AOTAutograd call; onl
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections import Counter
@@ -21,10 +22,11 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._mode_utils import no_dispatch
 
 import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
 from gr_compile.inspection.replay import load_program
-from gr_compile.lowering.torchair import converters, standin
+from gr_compile.lowering.torchair import converters, replay, standin
 from gr_compile.lowering.torchair.decompositions import decompositions
 from gr_compile.lowering.torchair.request import INPUTS, PROGRAM, RAN, REQUEST, RESULT, Part
 from gr_compile.numerics import outputs_and_gradients
@@ -35,7 +37,6 @@ def main(folders: list[Path]) -> None:
     standin.install()
     import torchair  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
 
-    converters.register_all()
     for folder in folders:
         conversion = _Conversion(folder)
         found: dict[str, Any] = {"parts": [], "error": ""}
@@ -68,6 +69,7 @@ class _Conversion:
         self.fixed: dict[str, int] = {}
 
     def convert(self) -> None:
+        converters.register_all(self.request["library"])
         fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         symbols = self._symbols(fake_mode)
         with fake_mode:
@@ -94,6 +96,7 @@ class _Conversion:
         )
 
         config = CompilerConfig()
+        config.mode = self.request["mode"]
         own = decompositions(converters.has_converter)
         with (
             fake_mode,
@@ -118,10 +121,20 @@ class _Conversion:
 
     def keep(self, concrete: Any) -> None:
         """Write the GE graph of the next part: the forward comes first."""
+        file = self._next_part("pbtxt", Counter(op.type for op in concrete.graph.op))
+        concrete.dump(str(file))
+
+    def keep_replayed(self, graph_module: fx.GraphModule) -> None:
+        """Write the FX graph whose operators are captured when it first runs, and replayed later."""
+        called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
+        replay.check(graph_module)
+        file = self._next_part("txt", Counter(str(node.target) for node in called))
+        file.write_text(str(graph_module.graph) + "\n", encoding="utf-8")
+
+    def _next_part(self, suffix: str, counts: Counter[str]) -> Path:
         name = "backward" if self.parts else "forward"
-        concrete.dump(str(self.folder / f"{name}.pbtxt"))
-        counts = Counter(op.type for op in concrete.graph.op)
-        self.parts.append(Part(name, f"{name}.pbtxt", dict(counts)))
+        self.parts.append(Part(name, f"{name}.{suffix}", dict(counts)))
+        return self.folder / f"{name}.{suffix}"
 
     def _note_fixed(self, symbols: Mapping[str, Any]) -> None:
         """Tracing may have settled a size on what it was in the call: the graph then holds for that size alone."""
@@ -141,8 +154,14 @@ class _Conversion:
 
 
 def _recorder(conversion: _Conversion, config: Any) -> Any:
-    """torchair's compiler; what it returns runs the FX graph of the GE graph, as its debug.run_eagerly does."""
-    from torchair.npu_fx_compiler import _NpuFxCompiler
+    """torchair's compiler; what it returns runs the FX graph of the GE graph, as its debug.run_eagerly does.
+
+    A graph that is to be captured ends after torchair's passes over FX: what follows needs a device.
+    """
+    from torchair._utils.graph_transform_observer import (  # type: ignore[import-not-found, unused-ignore]
+        GraphTransformObserver,
+    )
+    from torchair.npu_fx_compiler import _NpuFxCompiler, _optimize_fx, _valid_graph
 
     class Recorder(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
@@ -151,7 +170,16 @@ def _recorder(conversion: _Conversion, config: Any) -> Any:
             conversion.keep(concrete)
             return concrete.fx_graph
 
-    return Recorder(config)
+    class Replayed(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
+        def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
+            with no_dispatch():
+                optimised = copy.deepcopy(graph_module)
+            optimised = _optimize_fx(optimised, config, GraphTransformObserver(optimised, inputs, config))
+            _valid_graph(optimised)
+            conversion.keep_replayed(optimised)
+            return optimised
+
+    return Recorder(config) if conversion.request["mode"] == "max-autotune" else Replayed(config)
 
 
 def _note_missing(conversion: _Conversion, graph_module: fx.GraphModule) -> None:

@@ -9,14 +9,16 @@ can be imported: in the process that converts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator, Port
+from gr_compile.lowering.torchair import library
 
+Library = Mapping[str, Mapping[str, Any]]  # by score program, the attributes of the library's node
 _STUBS = (("NotImplementedError",), ("RuntimeError",))  # all that the body of such a converter names
 
 
@@ -24,21 +26,34 @@ class CannotConvert(RuntimeError):
     """A call that the table does not allow; the message names the operator and the operand."""
 
 
-def register_all() -> None:
-    """Register a converter for every operator of the table."""
+def register_all(chosen: Library) -> None:
+    """Register a converter for every operator of the table; `chosen`: the programs that the library computes."""
     import torchair  # type: ignore[import-not-found, unused-ignore]
 
     for row in OPERATORS.values():
-        torchair.register_fx_node_ge_converter(row.overload)(converter_of(row))
+        torchair.register_fx_node_ge_converter(row.overload)(converter_of(row, chosen))
 
 
-def converter_of(row: Operator) -> Callable[..., Any]:
+def converter_of(row: Operator, chosen: Library) -> Callable[..., Any]:
     """The converter of one operator."""
 
     def convert(*args: Any, meta_outputs: Any = None, **kwargs: Any) -> Any:
-        return _Call(row, _bound(row, args, kwargs)).build()
+        given = _bound(row, args, kwargs)
+        attributes = chosen.get(given["program"]) if row.name == "jagged_attention" else None
+        return _Call(row, given).build() if attributes is None else _shipped(given, attributes)
 
     return convert
+
+
+def _shipped(given: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
+    """The node of Huawei's attention; its query offsets stand for the keys', which are the same rows."""
+    from torchair import ge  # type: ignore[import-not-found, unused-ignore]
+
+    sources = {"q": "q", "k": "k", "v": "v", "seq_offset_q": "query_offsets"}
+    inputs = {name: given[sources[name]] if name in sources else None for name, _ in library.INPUTS}
+    wrap = {"int": ge.attr.Int, "float": ge.attr.Float, "bool": ge.attr.Bool}
+    attrs = {name: wrap[kind](attributes[name]) for name, kind in library.ATTRIBUTES.items()}
+    return ge.custom_op(library.ATTENTION, inputs=inputs, outputs=[name for name, _ in library.OUTPUTS], attrs=attrs)
 
 
 def _bound(row: Operator, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Request:
         training: convert its backward, too.
         dynamic: sizes stay symbols; otherwise they are those of the call.
         run: run what torchair has made of the graph, operator by operator, on the inputs.
+        mode: torchair's: "max-autotune" makes GE graphs, "npugraph_ex" graphs to capture.
+        library: by score program, the attributes of the operator of Huawei's that computes it.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Request:
     training: bool
     dynamic: bool
     run: bool
+    mode: str = "max-autotune"
+    library: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Put it into a folder of its own below `folder`, and say which."""
@@ -60,7 +64,10 @@ class Request:
         hints: dict[str, int] = {}
         placeholders = self.graph.graph.find_nodes(op="placeholder")
         described = [self._input(node, value, hints) for node, value in zip(placeholders, self.inputs)]
-        return {"inputs": described, "hints": hints, "training": self.training, "run": self.run}
+        return {
+            "inputs": described, "hints": hints, "training": self.training, "run": self.run, "mode": self.mode,
+            "library": {program: dict(attributes) for program, attributes in self.library.items()},
+        }  # fmt: skip
 
     def _input(self, node: fx.Node, value: Any, hints: dict[str, int]) -> dict[str, Any]:
         fake = node.meta["val"]

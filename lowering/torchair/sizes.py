@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.fx as fx
 import torch.utils._pytree as pytree
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Miss
 from gr_compile.host_sizes import HostSizes, blocker, split
+from gr_compile.lowering.torchair.replay import unbacked
 from gr_compile.sizes import size_expr
 
 aten, gr = torch.ops.aten, torch.ops.gr
@@ -98,17 +98,9 @@ def _check(prepared: Prepared) -> None:
     known = set().union(*(size_expr(size).free_symbols for size in prepared.sizes))
     for node in prepared.main.graph.nodes:
         for value in pytree.tree_leaves(node.meta.get("val")):
-            if _unbacked(value) - known:
+            if unbacked(value) - known:
                 blocked = blocker(node)
                 why = Miss(blocked.reason, blocked.node) if blocked is not None else Miss("it depends on data", node)
                 raise DataDependentSize(
                     f"{node.target} has a size that only the data tells, and no GE graph can be built around it: {why}"
                 )
-
-
-def _unbacked(value: Any) -> set[Any]:
-    if isinstance(value, torch.Tensor):
-        return set().union(*(free_unbacked_symbols(size) for size in value.shape))
-    return (
-        set(free_unbacked_symbols(value)) if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else set()
-    )

@@ -1,7 +1,7 @@
 """The stand-in for torchair's one native module, so that its converter runs where CANN is not.
 
 It answers what a converter asks while it builds a graph, and refuses what needs the engine. A real host's module knows
-the operators that are installed there; this one knows those of the table.
+the operators that are installed there; this one knows those of the table, and Huawei's attention.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import types
 from typing import Any, NoReturn
 
 from gr_compile.lowering.ascendc.operators import OPERATORS
+from gr_compile.lowering.torchair import library
 
 NAME = "torchair.core._torchair"
 _SILENT = (
@@ -38,6 +39,8 @@ class _Graph:
 
 def registered(op_type: str) -> tuple[str, list[Any], list[Any], list[Any]]:
     """torchair's get_registered_ir_def: ("SUCCESS", inputs, outputs, attributes) of an operator that is installed."""
+    if op_type == library.ATTENTION:
+        return "SUCCESS", list(library.INPUTS), list(library.OUTPUTS), list(library.ATTRIBUTES.items())
     row = next((row for row in OPERATORS.values() if row.ge_type == op_type), None)
     if row is None:
         return "ERROR", [], [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,29 +20,67 @@ from gr_compile.lower import CapturedGraph, LowerError
 from gr_compile.lowering.ascendc.lowered import write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
-from gr_compile.lowering.torchair import files, host, sizes
+from gr_compile.lowering.target import Compiled
+from gr_compile.lowering.torchair import device, files, host, library, replay, sizes
 from gr_compile.lowering.torchair.convert import ConversionFailed, convert
 from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
 from gr_compile.numerics import outputs_and_gradients
+from gr_compile.pipeline import Pipeline
 
-_CHECKED = (
-    "every operator has a GE converter: torchair's own, unmodified, or one made from the table of gr:: operators",
-    "torchair's converter built each GE graph, through its own decompositions and AOTAutograd call",
-)
-_NOT_CHECKED = (
-    "GE did not read the graphs: torchair's native module was a stand-in, no operator was looked up or compiled",
-    "no kernel of a gr:: operator was built or run",
+_GE, _REPLAY = MODES = ("max-autotune", replay.MODE)
+KERNELS = ("generated", "library")
+_NO_DEVICE = (
+    "no kernel of a gr:: operator, and none of Huawei's, was built or run",
     "nothing ran on a device; the inputs' placement in the graphs is the CPU's",
 )
+_CHECKED = {
+    _GE: (
+        "every operator has a GE converter: torchair's own, unmodified, or one made from the table of gr:: operators",
+        "torchair's converter built each GE graph, through its own decompositions and AOTAutograd call",
+    ),
+    _REPLAY: (
+        "torchair's own decompositions, AOTAutograd call and passes over FX made each graph",
+        "no size in a graph is left to the data, and no operator waits for the device: T is an input, rounded up",
+    ),
+}
+_NOT_CHECKED = {
+    _GE: (
+        "GE did not read the graphs: torchair's native module was a stand-in, no operator was looked up or compiled",
+        *_NO_DEVICE,
+    ),
+    _REPLAY: (
+        "nothing was captured or replayed: torchair's steps behind its passes over FX need torch_npu and a device",
+        "that torch_npu has a kernel for every operator of a graph",
+        *_NO_DEVICE,
+    ),
+}
 COUNTS = "counts.py"
 _NOISE = 1e-3
-_MACHINE = "910b1"  # whose core counts and buffers the report's tilings are for; a host computes its own
 
 
+@dataclass(frozen=True)
 class AscendLowering:
-    """Writes, for each graph, the GE graph of its forward and, in training, of its backward (.pbtxt)."""
+    """Writes, for each graph, the GE graph of its forward and, in training, of its backward (.pbtxt).
 
+    Attributes:
+        mode: "max-autotune": GE graphs. "npugraph_ex": the FX graphs that a device captures and replays.
+        kernels: "generated", or "library": Huawei's operators where a call fits one.
+    """
+
+    mode: str = "max-autotune"
+    kernels: str = "generated"
+    machine: str = "910b1"
     name: ClassVar[str] = "ascend"
+
+    def __post_init__(self) -> None:
+        check_options(self.mode, self.kernels)
+        try:
+            machine(self.machine)
+        except ValueError as error:
+            raise ConfigError(f"machine={self.machine!r}: {error}") from error
+
+    def adapt(self, pipeline: Pipeline) -> Pipeline:
+        return replay.with_buckets(pipeline) if self.mode == replay.MODE else pipeline
 
     def supports(self, operator: str) -> bool:
         return operator in OPERATORS
@@ -49,24 +88,29 @@ class AscendLowering:
     def write(self, graphs: Sequence[CapturedGraph], folder: Path) -> dict[str, Any]:
         try:
             found = files.find()
-            work = [Work(graph) for graph in graphs]
+            work = [Work(graph, self.mode, self.kernels) for graph in graphs]
             with tempfile.TemporaryDirectory() as scratch:
                 converted = convert([item.request for item in work], found, Path(scratch))
                 refuse_failures(converted)
                 described = [item.finish(one, Path(scratch), folder) for item, one in zip(work, converted)]
             types = {name for one in converted for part in one.parts for name in part.operators}
-            operators = write_operators([item.request.graph for item in work], types, folder, machine(_MACHINE))
+            operators = write_operators([item.request.graph for item in work], types, folder, machine(self.machine))
         except (files.TorchairMissing, ConversionFailed, sizes.DataDependentSize) as error:
             raise LowerError(str(error)) from error
         compared = sum(item["largest_difference"] is not None for item in described)
-        ran = f"the FX graph that each GE graph is made of, run on the CPU on the given inputs: {compared} of "
+        made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
+        ran = f"{made}, run on the CPU on the given inputs: {compared} of "
         ran += f"{len(described)} equal to the model's own operators, gradients included"
+        left = [] if compared == len(described) else ["numbers: see the graphs' notes"]
+        if any(item.request.library for item in work):
+            left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
         return {
             "operators": operators,
             "torchair": {"version": found.version, "origin": found.origin},
+            "mode": self.mode,
             "graphs": described,
-            "checked": [*_CHECKED, *([ran] if compared else [])],
-            "not_checked": [*_NOT_CHECKED, *([] if compared == len(described) else ["numbers: see the graphs' notes"])],
+            "checked": [*_CHECKED[self.mode], *([ran] if compared else [])],
+            "not_checked": [*_NOT_CHECKED[self.mode], *left],
         }
 
 
@@ -83,14 +127,16 @@ def refuse_failures(converted: Sequence[Converted]) -> None:
 class Work:
     """One graph: what is sent to be converted, and what is made of the answer."""
 
-    def __init__(self, graph: CapturedGraph) -> None:
+    def __init__(self, graph: CapturedGraph, mode: str = _GE, kernels: str = "generated") -> None:
         self.graph = graph
         prepared = sizes.prepare(graph.graph)
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
         self.random = draws(graph.captured)
+        self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
         self.request = Request(
-            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.random
-        )
+            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.random,
+            mode, {choice.program: choice.attributes for choice in self.choices if choice.attributes},
+        )  # fmt: skip
 
     def finish(self, converted: Converted, scratch: Path, folder: Path) -> dict[str, Any]:
         """Move the graph's files to their place, compare the numbers, describe both."""
@@ -118,6 +164,7 @@ class Work:
             "counts": dict(zip(self._counted(), self.counts)),
             "fixed": dict(converted.fixed or {}),
             "largest_difference": gap,
+            "kernels": [asdict(choice) for choice in self.choices],
             "notes": self._notes(converted, gap),
         }
 
@@ -133,6 +180,7 @@ class Work:
         else:
             notes.append(f"run on the CPU, it differs from the model's own operators by {gap:.1e} at most")
         notes += [f"holds for {name} = {value} alone" for name, value in (converted.fixed or {}).items()]
+        notes += [f"{one.operator}, {one.calls} calls: {one.chosen}: {one.why}" for one in self.choices]
         if any("recompute" in node.meta for node in self.graph.graph.graph.nodes):
             notes.append("checkpointed regions keep their activations: nothing is computed twice")
         return notes
@@ -201,15 +249,39 @@ def _drops_nothing(node: fx.Node) -> bool:
     return given.get("p", given.get("dropout_p")) == 0 or given.get("train", True) is False
 
 
+def check_options(mode: str, kernels: str) -> None:
+    """Raises ConfigError for an option of the target that has no such value."""
+    for name, value, known in (("mode", mode, MODES), ("kernels", kernels, KERNELS)):
+        if value not in known:
+            raise ConfigError(f"target='ascend{{{name}={value}}}': {name} is one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
 class AscendTarget:
-    """What `optimize(target="ascend")` asks for. Files are all that there is of it: nothing runs on a device yet."""
+    """What `optimize(target="ascend")` runs: torchair's own backend, with our converters and decompositions.
 
-    name = "ascend"
-    lowering = AscendLowering
+    Where torch_npu, CANN or an operator package is missing, files are all that there is of it.
+    """
 
-    def __init__(self) -> None:
-        missing = host.lacking() or ["the step from a GE graph to a callable, which gr_compile does not have yet"]
-        raise ConfigError(
-            f"target='ascend' cannot run models here; this host lacks {', '.join(missing)} (`gr-compile doctor` says "
-            "more). gr_compile.lower(model, *args, target='ascend') writes what a host with an NPU needs"
-        )
+    mode: str = "max-autotune"
+    kernels: str = "generated"
+    name: ClassVar[str] = "ascend"
+    lowering: ClassVar[type[AscendLowering]] = AscendLowering
+
+    def __post_init__(self) -> None:
+        check_options(self.mode, self.kernels)
+        if missing := host.lacking():
+            raise ConfigError(
+                f"target='ascend' cannot run models here; this host lacks {', '.join(missing)} (`gr-compile doctor` "
+                "says more). gr_compile.lower(model, *args, target='ascend') writes what a host with an NPU needs"
+            )
+
+    def adapt(self, pipeline: Pipeline) -> Pipeline:
+        """The passes as the mode needs them."""
+        return replay.with_buckets(pipeline) if self.mode == replay.MODE else pipeline
+
+    def supports(self, operator: str) -> bool:
+        return operator in OPERATORS
+
+    def compile(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
+        return device.compiled(graph_module, inputs, self.mode, self.kernels)

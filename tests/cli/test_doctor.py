@@ -44,6 +44,12 @@ def test_a_whole_host(tmp_path, monkeypatch):
     assert report["operator packages"].detail == "gr_compile" and report["Ascend device"].detail == "davinci0"
 
 
+def test_where_nothing_is_missing_ascend_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("gr_compile.lowering.torchair.host.find_spec", lambda name: name)
+    report = found(**host(tmp_path, "Ascend/latest/opp/vendors/gr_compile/op_impl"))
+    assert report['target="ascend"'].state == "yes" and not report['target="ascend"'].hint
+
+
 def test_a_folder_that_is_named_and_gone(tmp_path):
     where = {**host(tmp_path), "environment": {"ASCEND_HOME_PATH": str(tmp_path / "gone")}}
     assert found(**where)["CANN"].state == "broken" and "set_env.sh" in found(**where)["CANN"].hint

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import gr_compile.model_zoo as zoo
 from gr_compile.backend import Session
@@ -21,6 +23,42 @@ _MODELS: dict[str, Any] = {
 }
 
 
+class Encoder(nn.Module):
+    """A stranger's: torch's own encoder, as people use it over padded sequences."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.items, self.places = nn.Embedding(20, 8, padding_idx=0), nn.Embedding(6, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, item_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.items(item_ids) + self.places(torch.arange(item_ids.shape[1]))
+        mask = nn.Transformer.generate_square_subsequent_mask(item_ids.shape[1]).bool()
+        x = self.encoder(x, mask=mask, src_key_padding_mask=item_ids == 0, is_causal=True)
+        if targets is None:
+            return (x * (item_ids != 0)[..., None]).sum(1)
+        return F.cross_entropy((x @ self.items.weight.T).flatten(0, 1), targets.flatten(), ignore_index=0)
+
+
+class Plain(nn.Module):
+    """SiLU attention without biases, of a width that Huawei's operator takes."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.items, self.project = nn.Embedding(20, 32, padding_idx=0), nn.Linear(32, 96)
+
+    def forward(self, item_ids: torch.Tensor) -> torch.Tensor:
+        b, n = item_ids.shape
+        q, k, v = self.project(self.items(item_ids)).view(b, n, 3, 2, 16).unbind(2)
+        weights = F.silu(torch.einsum("bihd,bjhd->bhij", q, k) * 0.25) / n
+        mixed = torch.einsum("bhij,bjhd->bihd", weights * torch.tril(torch.ones(n, n)), v).flatten(2)
+        return (mixed * (item_ids != 0)[..., None]).sum(1)
+
+
+_STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain}
+
+
 @dataclass(frozen=True)
 class Case:
     """A model of the zoo, its way of being lowered, and its depth."""
@@ -31,15 +69,22 @@ class Case:
     layers: int = 1
     passes: str = "default"
     dropout: float = 0.0
+    mode: str = "max-autotune"
+    kernels: str = "generated"
 
     def __str__(self) -> str:
         words = [self.model, "training" if self.training else "forward", "dynamic" if self.dynamic else "static"]
         words += [f"{self.layers}-layers", *(["dropout"] if self.dropout else [])]
+        words += [option for option in (self.mode, self.kernels) if option not in ("max-autotune", "generated")]
         return "-".join([*words, *({BUCKET: ["bucket"], "none": ["untouched"]}.get(self.passes, []))])
 
     def build(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """The model and one batch of right-padded sequences."""
         torch.manual_seed(0)
+        if self.model in _STRANGERS:
+            ids, targets = torch.tensor([[3, 1, 0, 0], [5, 6, 7, 8]]), torch.tensor([[1, 0, 0, 0], [6, 7, 8, 0]])
+            batch = {"item_ids": ids, **({"targets": targets} if self.training else {})}
+            return _STRANGERS[self.model](self.layers).train(self.training), batch
         model_class, config_class, arguments = _MODELS[self.model]
         config = config_class(
             num_items=20, max_seq_len=6, embedding_dim=8, num_layers=self.layers, dropout=self.dropout
@@ -55,16 +100,19 @@ class Case:
         """Its one graph, named after the case."""
         model, batch = self.build()
         config = Config(target="ascend", passes=self.passes, dynamic=self.dynamic, model=self.model)
-        session = Session(config, Pipeline.parse(self.passes))
-        (graph,) = capture_graphs(model, (), batch, session, AscendLowering(), self.training)
+        lowering = AscendLowering(self.mode, self.kernels)
+        session = Session(config, lowering.adapt(Pipeline.parse(self.passes)))
+        (graph,) = capture_graphs(model, (), batch, session, lowering, self.training)
         graph.name = str(self)
         return graph
 
 
 BUCKET = "default,eliminate-padding{mode=bucket,multiple=4}"
-DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False))
+DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False))
+REPLAYED = Case("stu", False, True, mode="npugraph_ex")
+SHIPPED = Case("plain", False, False, kernels="library")
 SLOW = (
-    *(Case(m, training, dynamic, 2) for m in _MODELS for training in (True, False) for dynamic in (True, False)),
+    *(Case(m, training, dynamic, 2) for m in (*_MODELS, "encoder") for training in (True, False) for dynamic in (True, False)),
     Case("hstu", True, True, passes=BUCKET),
     Case("stu", False, True, passes="none"),
     Case("hstu", True, True, dropout=0.2),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_sizes import trace
+from test_counts import trace
 
 from gr_compile.lowering.torchair import sizes
 from gr_compile.lowering.torchair.request import Request

@@ -9,14 +9,14 @@ from collections import Counter
 
 import pytest
 import torch
-from cases import DEFAULT, SLOW, Case
+from cases import DEFAULT, REPLAYED, SHIPPED, SLOW, Case
 from pbtxt import GeNode, read
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gr_compile.lower import LowerError
 from gr_compile.lowering.ascendc.operators import OPERATORS
-from gr_compile.lowering.torchair import convert, files
+from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
 from gr_compile.lowering.torchair.target import Work, refuse_failures
 from gr_compile.ops.score_program import ScoreProgram
@@ -53,7 +53,7 @@ class Outcome:
             found = files.fetch()
         except files.TorchairMissing as error:
             pytest.skip(str(error))
-        self.work = {str(case): Work(case.capture()) for case in cases}
+        self.work = {str(case): Work(case.capture(), case.mode, case.kernels) for case in cases}
         requests = [*(item.request for item in self.work.values()), *refused()]
         scratch, self.folder = folder / "scratch", folder / "out"
         self.folder.mkdir()
@@ -71,7 +71,8 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, request):
     slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
-    return Outcome((*DEFAULT, *SLOW) if slow else DEFAULT, tmp_path_factory.mktemp("lowered"))
+    cases = (*DEFAULT, *SLOW) if slow else DEFAULT
+    return Outcome((*cases, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
 
 
 CASES = [
@@ -195,6 +196,33 @@ def test_what_ran_is_eager_torch(outcome, case):
     tensors = [expected] if isinstance(expected, Tensor) else [*expected]
     assert all(any(torch.allclose(o, e, 1e-4, 1e-5) for o in outputs if o.shape == e.shape) for e in tensors)
     assert bool([g for g in gradients if g is not None]) == case.training
+
+
+# ------------------------------------------------------------------------------------------------- options
+def test_a_graph_to_replay_has_sizes_of_its_inputs_alone(outcome):
+    described, item = outcome.described[str(REPLAYED)], outcome.work[str(REPLAYED)]
+    (part,) = described["parts"]
+    assert part["file"].endswith("forward.txt") and part["operators"]["gr.jagged_attention.default"] == 1
+    assert (outcome.folder / part["file"]).read_text().startswith("graph():")
+    assert described["fixed"] == {} and described["largest_difference"] < 1e-5
+    (count,) = item.counts
+    assert count == 12  # 7 valid tokens of 12 places, rounded up to the multiple, at most all of them
+
+
+def test_a_program_that_fits_is_huaweis_operator(outcome):
+    nodes = outcome.graph(SHIPPED)
+    (node,) = of_type(nodes, "HstuJaggedForward")
+    assert not of_type(nodes, "GrJaggedAttention")
+    fed = node.named_inputs()
+    assert [name for name, edge in fed.items() if edge] == ["q", "k", "v", "seq_offset_q"]
+    assert list(fed) == [name for name, _ in library.INPUTS]
+    attributes = {name: node.attributes[name] for name in library.ATTRIBUTES}
+    assert node.numbers("mask_type") in ([0], [])  # a default of protobuf is not written
+    assert "i: 4" in attributes["max_seqlen_q"] and "f: 0.25" in attributes["silu_scale"]
+    assert "f: 0.25" in attributes["alpha"]
+    choices = {one["operator"]: one for one in outcome.described[str(SHIPPED)]["kernels"]}
+    assert choices["gr::jagged_attention"]["chosen"] == "HstuJaggedForward"
+    assert choices["gr::pack"]["chosen"] == "generated" and "any" in choices["gr::pack"]["why"]
 
 
 # ------------------------------------------------------------------------------------------------ refusals
