@@ -1,7 +1,7 @@
 """What is known of an Ascend machine: core counts and capacities, one data file a machine, never constants in code.
 
-The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from), have their source
-in its `sources`, or are among those that it says are inferred.
+The numbers of a file are the vendor's configuration files' (docs/ascend.md says where they come from), have their
+source in its `sources`, or are among those that it says are inferred.
 """
 
 from __future__ import annotations
