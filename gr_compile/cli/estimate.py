@@ -187,7 +187,7 @@ def show(output: Output, payload: dict[str, Any]) -> None:
     output.table(payload["machine"]["name"], beside, [_summary(found) for found in payload["models"]])
     output.line(payload["definition"])
     chosen = ", ".join(f"{name} {value:g}" for name, value in payload["efficiency"].items())
-    output.line(f"efficiencies, one set for all models, chosen and not fitted: {chosen}")
+    output.line(f"efficiencies, one set for all models, assumed: {chosen}")
 
 
 def _summary(found: dict[str, Any]) -> tuple[str, ...]:

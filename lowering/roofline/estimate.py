@@ -26,7 +26,7 @@ STATE_BYTES = 16  # weight and gradient in float16, weight and two moments in fl
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of a machine's peaks that kernels reach. One set for all models, chosen and not fitted.
+    """Shares of a machine's peaks that kernels reach. One set for all models, assumed, and fitted to no row.
 
     All but the last are assumptions. product: of large matrix products. attention: the least that the kernels' schedule
     is to reach. vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits
