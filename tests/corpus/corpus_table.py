@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +41,20 @@ class Row:
 
     def text(self) -> str:
         """A line of the table."""
-        why = "; ".join(reason.replace("|", "/").replace("\n", " ")[:160] for reason in self.reasons)
+        why = "; ".join(map(_short, self.reasons))
+        if not why and self.computed == self.places:
+            why = "the model reads every place, padded ones as well"
         dense = f"{', '.join(self.dense)}: {why}" if self.dense else "–"
         cells = (
             self.name, "yes" if self.packed else "no", self.fused, dense, f"{self.places}, {self.computed}, {self.valid}",
             *(f"{speed:.1f}×" for speed in self.speeds), datetime.date.today(),
         )  # fmt: skip
         return f"| {' | '.join(map(str, cells))} |"
+
+
+def _short(reason: str) -> str:
+    """A reason in a cell, without paths of the machine that wrote it."""
+    return re.sub(r" in file `[^`]*`", "", reason).replace("|", "/").replace("\n", " ")[:160]
 
 
 def write_row(row: Row, order: Sequence[str], batch: int, n: int, fill: float) -> None:
