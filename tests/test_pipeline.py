@@ -311,7 +311,7 @@ def test_verify_numerics_knows_dropout_inside_attention(sdpa):
     ({"expected_fill": 0}, "expected_fill=0"),
     ({"expected_fill": 1.5}, "expected_fill=1.5"),
     ({"expected_fill": "half"}, "expected_fill='half'"),
-    ({"target": "tpu"}, "target='tpu': no such target; there are eager, inductor"),
+    ({"target": "tpu"}, "target='tpu': no such target; there are ascend, eager, inductor"),
     ({"dump": 3}, "dump=3"),
 ])  # fmt: skip
 def test_other_arguments_that_cannot_be_meant_are_named(options, said):
