@@ -54,6 +54,17 @@ def draw_embedding(path: Path, title: str, rows: list[dict[str, Any]], runs: lis
     _save(figure, path)
 
 
+def draw_turbogr(path: Path, title: str, rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
+    """Time, utilisation and memory of TurboGR's models; they have one contender, so the rows say all."""
+    groups = [f"{row['model']}\nN {row['max_seq_len']}" for row in rows]
+    figure, axes = _figure(3, title, len(groups))
+    _bars(axes[0], groups, {"gr_compile": [row["gr_compile_ms"] for row in rows]}, "ms a step")
+    shares: Series = {"mfu": [row["mfu"] for row in rows]}
+    _bars(axes[1], groups, shares, "share of the peak", shown=lambda value: f"{value:.1%}")
+    _bars(axes[2], groups, {"gr_compile": [row["peak_mb"] for row in rows]}, "peak above the start, MiB")
+    _save(figure, path)
+
+
 def _by_contender(
     runs: Sequence[dict[str, Any]], order: Sequence[tuple[str, float]], field: str
 ) -> Series:

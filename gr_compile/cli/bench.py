@@ -97,9 +97,9 @@ def bench(
     settings = preset(what, quick)
     if what in ("embedding", "turbogr") and model is not None:
         raise CommandError(f"bench {what} has no --model")
-    own = (max_seq_len, embedding_dim, num_heads, head_dim, num_layers, fills, modes, picture)
+    own = (max_seq_len, embedding_dim, num_heads, head_dim, num_layers, fills, modes)
     if what == "turbogr" and any(given is not None for given in own):
-        raise CommandError("bench turbogr: models have their own sizes, the sequence is full, and there is no picture")
+        raise CommandError("bench turbogr: models have their own sizes, and the sequence is full")
     if model is not None:
         settings = named(settings, model)
     given: dict[str, Any] = {
@@ -202,9 +202,10 @@ def draw(path: Path | None, payload: dict[str, Any]) -> None:
     """Writes the picture, where one is wanted."""
     if path is None:
         return
-    from gr_compile.benchmarking.picture import draw_embedding, draw_memory, draw_speed
+    from gr_compile.benchmarking import picture
 
-    draws = {"speed": draw_speed, "memory": draw_memory, "embedding": draw_embedding}
+    draws = {"speed": picture.draw_speed, "memory": picture.draw_memory, "embedding": picture.draw_embedding,
+             "turbogr": picture.draw_turbogr}  # fmt: skip
     draws[payload["what"]](path, title_of(payload), payload["rows"], payload["runs"])
 
 

@@ -20,7 +20,7 @@ def invoke(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--machine", "910z"], "unknown machine '910z'; known: "),
+        (["--machine", "910z"], "unknown machine '910z'; known: 910_93, 910b1, 910b3"),
         (["--model", "hstu-huge"], "there are hstu-large, hstu-long, fuxi-large, fuxi-long and all"),
         (["--fill", "0"], "a share of the places within 0..1"),
     ],
