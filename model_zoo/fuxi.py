@@ -14,25 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gr_compile.model_zoo.retrieval import CosineSimilarity, next_item_loss, sampled_softmax_loss, state_at
+from gr_compile.model_zoo.timed import TimedConfig, TimedRecommender
 
 
 @dataclass(frozen=True)
-class FuXiConfig:
-    """Sizes of a FuXi-α. `num_items` is V: item ids are 1..V and 0 is padding. The feed-forward is
-    `ffn_multiply` times as wide as the states."""
+class FuXiConfig(TimedConfig):
+    """Sizes of a FuXi-α. The feed-forward is `ffn_multiply` times as wide as the states."""
 
-    num_items: int
-    max_seq_len: int
-    embedding_dim: int = 64
-    num_layers: int = 2
-    num_heads: int = 2
-    attention_dim: int = 32
-    linear_dim: int = 32
-    num_time_buckets: int = 128
     ffn_multiply: int = 1
-    dropout: float = 0.2
-    temperature: float = 0.05
 
 
 class RelativeMaps(nn.Module):
@@ -123,63 +112,8 @@ class FuXiLayer(nn.Module):
         return out
 
 
-class FuXi(nn.Module):
-    """A sequential recommender of FuXi-α layers with a tied item table; right-padded, pad id 0."""
+class FuXi(TimedRecommender):
+    """FuXi-α layers between a tied item table and itself."""
 
     def __init__(self, config: FuXiConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.item_embedding = nn.Embedding(config.num_items + 1, config.embedding_dim, padding_idx=0)
-        self.position_embedding = nn.Embedding(config.max_seq_len, config.embedding_dim)
-        self.layers = nn.ModuleList([FuXiLayer(config) for _ in range(config.num_layers)])
-        self.similarity = CosineSimilarity(config.temperature)
-        with torch.no_grad():
-            nn.init.trunc_normal_(self.item_embedding.weight, std=0.02)
-            self.item_embedding.weight[0].zero_()
-            nn.init.trunc_normal_(self.position_embedding.weight, std=config.embedding_dim**-0.5)
-
-    def encode(self, item_ids: torch.Tensor, timestamps: torch.Tensor) -> torch.Tensor:
-        """`item_ids`, `timestamps` [B, N] int64 -> states [B, N, D] float, zero at padded places."""
-        n = item_ids.size(1)
-        valid = item_ids != 0
-        causal = torch.ones(n, n, dtype=torch.bool, device=item_ids.device).tril()
-        mask = causal.unsqueeze(0) & valid.unsqueeze(1)
-        x = self.item_embedding(item_ids) * self.config.embedding_dim**0.5
-        x = x + self.position_embedding(torch.arange(n, device=item_ids.device))
-        x = F.dropout(x, p=self.config.dropout, training=self.training) * valid.unsqueeze(-1)
-        for layer in self.layers:
-            x = layer(x, timestamps, mask)
-        states: torch.Tensor = x * valid.unsqueeze(-1)
-        return states
-
-    def forward(
-        self,
-        item_ids: torch.Tensor,
-        timestamps: torch.Tensor,
-        targets: torch.Tensor | None = None,
-        negatives: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The loss when `targets` are given, else the scores of the next item.
-
-        Args:
-            item_ids: [B, N] int64, right padded with 0, N <= max_seq_len.
-            timestamps: [B, N] int64 seconds; the slot after a sequence holds the moment of its prediction.
-            targets: [B, N] int64, the item after each place; 0 where there is none.
-            negatives: [B, N, K] int64, the items that each target is told apart from; without them all items.
-        Returns:
-            Scalar mean cross entropy, or logits [B, V + 1] at the last valid place of each row.
-        """
-        states = self.encode(item_ids, timestamps)
-        if targets is None:
-            last = (item_ids != 0).sum(dim=1) - 1
-            scores: torch.Tensor = self.similarity(state_at(states, last), self.item_embedding.weight)
-            return scores
-        if negatives is None:
-            return next_item_loss(self.similarity(states, self.item_embedding.weight), targets)
-        candidates = self.item_embedding(torch.cat([targets.unsqueeze(-1), negatives], dim=-1))
-        return sampled_softmax_loss(self.similarity.of_candidates(states, candidates), targets)
-
-    def predict(self, item_ids: torch.Tensor, timestamps: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V + 1] of the item that follows the last valid place of each row."""
-        logits: torch.Tensor = self(item_ids, timestamps)
-        return logits
+        super().__init__(config, FuXiLayer)

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from gr_compile.model_zoo.fuxi import FuXi, FuXiConfig
 from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
+from gr_compile.model_zoo.timed import TimedRecommender
 
 NEGATIVES = 128
 DEVICES = 32
@@ -65,7 +64,11 @@ def turbogr_config(name: str, num_items: int) -> HSTUConfig | FuXiConfig:
     )  # fmt: skip
 
 
-def turbogr_model(name: str, num_items: int) -> nn.Module:
+def turbogr_model(name: str, num_items: int) -> TimedRecommender:
     """The model of a name; ValueError as `turbogr_config`."""
-    config = turbogr_config(name, num_items)
+    return model_of(turbogr_config(name, num_items))
+
+
+def model_of(config: HSTUConfig | FuXiConfig) -> TimedRecommender:
+    """The model of a configuration."""
     return FuXi(config) if isinstance(config, FuXiConfig) else HSTU(config)

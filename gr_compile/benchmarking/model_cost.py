@@ -8,6 +8,17 @@ from gr_compile.model_zoo.hstu import HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRecConfig
 from gr_compile.model_zoo.stu import STUConfig
 
+Config = HSTUConfig | FuXiConfig | STUConfig | SASRecConfig
+
+
+def cost_of(config: Config) -> ModelCost:
+    """The cost of a model by its configuration."""
+    if isinstance(config, HSTUConfig):
+        return hstu_cost(config)
+    if isinstance(config, FuXiConfig):
+        return fuxi_cost(config)
+    return stu_cost(config) if isinstance(config, STUConfig) else sasrec_cost(config)
+
 
 def hstu_cost(config: HSTUConfig) -> ModelCost:
     """uvqk: D x 2H(dqk + dv); o: H dv x D, or three times as high with `concat_u`."""
@@ -38,9 +49,7 @@ def sasrec_cost(config: SASRecConfig) -> ModelCost:
     return _cost(config, dim * (4 * dim + 2 * config.feedforward_dim), dim, dim)
 
 
-def _cost(
-    config: HSTUConfig | FuXiConfig | STUConfig | SASRecConfig, weights: int, scores: int, values: int, window: int = 0
-) -> ModelCost:
+def _cost(config: Config, weights: int, scores: int, values: int, window: int = 0) -> ModelCost:
     return ModelCost(
         token_weights=config.num_layers * weights,
         pair_width=config.num_layers * (scores + values),

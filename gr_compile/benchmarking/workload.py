@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from gr_compile.benchmarking.flops import ModelCost, forward_flops, recomputed_flops, step_flops
+from gr_compile.benchmarking.flops import forward_flops, recomputed_flops, step_flops
 from gr_compile.benchmarking.lengths import lengths_for, sequences_for
-from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost, sasrec_cost, stu_cost
+from gr_compile.benchmarking.model_cost import Config, cost_of
 from gr_compile.benchmarking.settings import BenchSettings, Mode
-from gr_compile.model_zoo import HSTU, STU, FuXi, FuXiConfig, HSTUConfig, SASRec, SASRecConfig, STUConfig
+from gr_compile.model_zoo import STU, FuXiConfig, HSTUConfig, SASRec, SASRecConfig, STUConfig
+from gr_compile.model_zoo.turbogr import model_of
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,8 @@ def build(settings: BenchSettings, fill: float, mode: Mode) -> Workload:
     batch = sequences_for(fill, settings.batch_size, settings.max_seq_len, settings.items)
     config = config_of(settings)
     targets = {"targets": batch.targets}
-    if isinstance(config, HSTUConfig):
-        workload = Workload(HSTU(config), (batch.item_ids, batch.timestamps), targets)
-    elif isinstance(config, FuXiConfig):
-        workload = Workload(FuXi(config), (batch.item_ids, batch.timestamps), targets)
+    if isinstance(config, HSTUConfig | FuXiConfig):
+        workload = Workload(model_of(config), (batch.item_ids, batch.timestamps), targets)
     elif isinstance(config, STUConfig):
         workload = Workload(STU(config), (batch.item_ids, batch.timestamps, batch.lengths), targets)
     elif isinstance(config, SASRecConfig):
@@ -73,7 +72,7 @@ def build(settings: BenchSettings, fill: float, mode: Mode) -> Workload:
     return workload
 
 
-def config_of(settings: BenchSettings) -> HSTUConfig | FuXiConfig | STUConfig | SASRecConfig | None:
+def config_of(settings: BenchSettings) -> Config | None:
     """The zoo's configuration of these sizes, without dropout; None for the lookup."""
     sizes = (settings.items, settings.max_seq_len, settings.embedding_dim, settings.num_layers)
     heads, width = settings.num_heads, settings.head_dim
@@ -93,20 +92,10 @@ def useful_work(settings: BenchSettings, fill: float, mode: Mode) -> UsefulWork:
     lengths = lengths_for(fill, settings.batch_size, settings.max_seq_len)
     tokens = int(lengths.sum())
     places = settings.batch_size * settings.max_seq_len
-    cost = _cost(settings)
-    if cost is None:
+    config = config_of(settings)
+    if config is None:
         return UsefulWork(0, 0, tokens, places)
+    cost = cost_of(config)
     if mode == "inference":
         return UsefulWork(forward_flops(cost, lengths, settings.batch_size), 0, tokens, places)
     return UsefulWork(step_flops(cost, lengths, tokens), recomputed_flops(cost, lengths), tokens, places)
-
-
-def _cost(settings: BenchSettings) -> ModelCost | None:
-    config = config_of(settings)
-    if isinstance(config, HSTUConfig):
-        return hstu_cost(config)
-    if isinstance(config, FuXiConfig):
-        return fuxi_cost(config)
-    if isinstance(config, STUConfig):
-        return stu_cost(config)
-    return sasrec_cost(config) if config is not None else None

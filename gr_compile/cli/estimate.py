@@ -109,22 +109,19 @@ def estimate_model(
     from gr_compile.benchmarking.flops import utilisation
     from gr_compile.lowering.roofline.estimate import estimate as roofline
     from gr_compile.lowering.roofline.trace import step_graphs
-    from gr_compile.model_zoo import HSTU, FuXi, FuXiConfig
-    from gr_compile.model_zoo.turbogr import PEAK_FLOPS
+    from gr_compile.model_zoo.turbogr import PEAK_FLOPS, model_of
 
     n = config.max_seq_len
     batch_size = settings.batch_size or max(1, STEP_TOKENS // n)
     length = max(1, round(settings.fill * n))
     tokens = batch_size * length
 
-    def make() -> torch.nn.Module:
-        return FuXi(config) if isinstance(config, FuXiConfig) else HSTU(config)
-
     ids = (torch.arange(n) < length).long().expand(batch_size, n).contiguous()
     drawn = torch.ones(1, dtype=torch.int64).expand(batch_size, n, settings.negatives)
-    graphs = step_graphs(make, {"item_ids": ids, "timestamps": ids, "targets": ids, "negatives": drawn})
+    arguments = {"item_ids": ids, "timestamps": ids, "targets": ids, "negatives": drawn}
+    graphs = step_graphs(lambda: model_of(config), arguments)
     with torch.device("meta"):
-        weights = sum(p.numel() for who, p in make().named_parameters() if "_embedding" not in who)
+        weights = sum(p.numel() for who, p in model_of(config).named_parameters() if "_embedding" not in who)
     shard = -(-settings.items // settings.devices)
     looked_up = min(shard, tokens * (2 + settings.negatives))
     found = roofline(graphs, [length] * batch_size, weights, looked_up, config.embedding_dim, machine)
@@ -143,10 +140,9 @@ def estimate_model(
 
 def turbogr_flops(config: HSTUConfig | FuXiConfig) -> float:
     """FLOPs of a sample by TurboGR's formula, as inferred: every place, and the whole square of pairs."""
-    from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost
-    from gr_compile.model_zoo import FuXiConfig
+    from gr_compile.benchmarking.model_cost import cost_of
 
-    cost = fuxi_cost(config) if isinstance(config, FuXiConfig) else hstu_cost(config)
+    cost = cost_of(config)
     n = config.max_seq_len
     return 6.0 * (n * cost.token_weights + n * n * cost.pair_width)
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from gr_compile.benchmarking.flops import ModelCost
-from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost, sasrec_cost, stu_cost
-from gr_compile.model_zoo.fuxi import FuXi, FuXiConfig
-from gr_compile.model_zoo.hstu import HSTU, HSTUConfig
+from gr_compile.benchmarking.model_cost import cost_of
+from gr_compile.model_zoo.fuxi import FuXiConfig
+from gr_compile.model_zoo.hstu import HSTUConfig
 from gr_compile.model_zoo.sasrec import SASRec, SASRecConfig
 from gr_compile.model_zoo.stu import STU, STUConfig
-from gr_compile.model_zoo.turbogr import PUBLISHED, turbogr_config
+from gr_compile.model_zoo.turbogr import PUBLISHED, model_of, turbogr_config
 from gr_compile.training.data.batches import Batch
 
 NAMES = ("hstu", "fuxi", "stu", "sasrec", *PUBLISHED)
@@ -65,14 +65,18 @@ def build(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCas
     """The named model for a catalogue of `num_items` and sequences padded to `max_seq_len`."""
     if settings.name in PUBLISHED:
         config = turbogr_config(settings.name, num_items)
-        sized = replace(config, max_seq_len=max_seq_len, dropout=settings.dropout)
-        return _fuxi_case(sized) if isinstance(sized, FuXiConfig) else _hstu_case(sized)
-    builders = {"hstu": _hstu, "fuxi": _fuxi, "stu": _stu, "sasrec": _sasrec}
+        return _timed_case(replace(config, max_seq_len=max_seq_len, dropout=settings.dropout))
+    timed: dict[str, type[HSTUConfig | FuXiConfig]] = {"hstu": HSTUConfig, "fuxi": FuXiConfig}
+    if settings.name in timed:
+        return _timed(timed[settings.name], settings, num_items, max_seq_len)
+    builders = {"stu": _stu, "sasrec": _sasrec}
     return builders[settings.name](settings, num_items, max_seq_len)
 
 
-def _hstu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
-    config = HSTUConfig(
+def _timed(
+    kind: type[HSTUConfig | FuXiConfig], settings: ModelSettings, num_items: int, max_seq_len: int
+) -> ModelCase:
+    config = kind(
         num_items,
         max_seq_len,
         embedding_dim=settings.embedding_dim,
@@ -82,29 +86,11 @@ def _hstu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCas
         linear_dim=settings.head_dim,
         dropout=settings.dropout,
     )
-    return _hstu_case(config)
+    return _timed_case(config)
 
 
-def _fuxi(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
-    config = FuXiConfig(
-        num_items,
-        max_seq_len,
-        embedding_dim=settings.embedding_dim,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        attention_dim=settings.head_dim,
-        linear_dim=settings.head_dim,
-        dropout=settings.dropout,
-    )
-    return _fuxi_case(config)
-
-
-def _hstu_case(config: HSTUConfig) -> ModelCase:
-    return ModelCase(HSTU(config), lambda batch: (batch.item_ids, batch.timestamps), hstu_cost(config))
-
-
-def _fuxi_case(config: FuXiConfig) -> ModelCase:
-    return ModelCase(FuXi(config), lambda batch: (batch.item_ids, batch.timestamps), fuxi_cost(config))
+def _timed_case(config: HSTUConfig | FuXiConfig) -> ModelCase:
+    return ModelCase(model_of(config), lambda batch: (batch.item_ids, batch.timestamps), cost_of(config))
 
 
 def _stu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase:
@@ -120,7 +106,7 @@ def _stu(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelCase
         dropout=settings.dropout,
     )
     return ModelCase(
-        STU(config), lambda batch: (batch.item_ids, batch.timestamps, batch.lengths), stu_cost(config)
+        STU(config), lambda batch: (batch.item_ids, batch.timestamps, batch.lengths), cost_of(config)
     )
 
 
@@ -135,4 +121,4 @@ def _sasrec(settings: ModelSettings, num_items: int, max_seq_len: int) -> ModelC
         feedforward_dim=4 * dim,
         dropout=settings.dropout,
     )
-    return ModelCase(SASRec(config), lambda batch: (batch.item_ids,), sasrec_cost(config))
+    return ModelCase(SASRec(config), lambda batch: (batch.item_ids,), cost_of(config))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gr_compile.benchmarking.model_cost import fuxi_cost, hstu_cost
-from gr_compile.model_zoo import FuXiConfig, turbogr_config, turbogr_model
+from gr_compile.benchmarking.model_cost import cost_of
+from gr_compile.model_zoo import turbogr_config, turbogr_model
 from gr_compile.model_zoo.turbogr import DEVICES, PEAK_FLOPS, PUBLISHED
 
 MILLIONS = {"hstu-large": 83.97, "hstu-long": 84.04, "fuxi-large": 201.41, "fuxi-long": 201.48}
@@ -22,7 +22,7 @@ def test_parameters_without_the_embeddings(name):
 def test_published_samples_a_second_give_the_published_mfu(name):
     """6 FLOPs a weight and place, 6 a pair of the whole square and each number of q, k and v that it meets."""
     config, row = turbogr_config(name, 10), PUBLISHED[name]
-    cost = fuxi_cost(config) if isinstance(config, FuXiConfig) else hstu_cost(config)
+    cost = cost_of(config)
     n = row.max_seq_len
     flops = 6 * (n * cost.token_weights + n * n * cost.pair_width)
     mfu = 100 * row.samples_per_second * flops / (DEVICES * PEAK_FLOPS)
