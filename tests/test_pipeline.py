@@ -19,7 +19,8 @@ from gr_compile.numerics import NumericsError
 from gr_compile.passes.canonicalize import Canonicalize
 from gr_compile.pipeline import PRESETS, Pipeline, list_passes
 
-OURS = ["canonicalize", "eliminate-padding", "fuse-jagged-attention"]
+OURS = ["canonicalize", "recognize-softmax", "eliminate-padding", "fuse-jagged-attention"]
+PACKED = [OURS[0], OURS[2]]
 
 
 def names(passes) -> list[str]:
@@ -35,14 +36,14 @@ def names(passes) -> list[str]:
     ([], []),
     ("bitwise", ["canonicalize"]),
     ("canonicalize", ["canonicalize"]),
-    (" canonicalize , eliminate-padding ", OURS[:2]),
-    ("fuse-jagged-attention,eliminate-padding,canonicalize", OURS),
-    ("default,-fuse-jagged-attention", OURS[:2]),
+    (" canonicalize , eliminate-padding ", PACKED),
+    ("fuse-jagged-attention,recognize-softmax,eliminate-padding,canonicalize", OURS),
+    ("default,-fuse-jagged-attention", OURS[:3]),
     ("none,-canonicalize", []),
     ("bitwise,-fuse-jagged-attention", ["canonicalize"]),
     ("-canonicalize,bitwise", ["canonicalize"]),
-    (["canonicalize", "eliminate-padding{mode=bucket}"], OURS[:2]),
-    ([Canonicalize(), "eliminate-padding"], OURS[:2]),
+    (["canonicalize", "eliminate-padding{mode=bucket}"], PACKED),
+    ([Canonicalize(), "eliminate-padding"], PACKED),
     (ExpandSilu(), ["expand-silu"]),
     ([ExpandSilu(), "default"], ["expand-silu", *OURS]),
 ])  # fmt: skip
@@ -73,7 +74,7 @@ def test_options_are_converted_to_the_types_of_the_fields():
     (pad,) = (
         p
         for p in Pipeline.parse("default,eliminate-padding{mode=bucket, multiple=64}").passes
-        if p.name == OURS[1]
+        if p.name == OURS[2]
     )
     assert (pad.mode, pad.multiple) == ("bucket", 64)
     assert ExpandSilu(factor=2.0).text() == "expand-silu{factor=2.0}"
@@ -84,7 +85,7 @@ def test_options_are_converted_to_the_types_of_the_fields():
     ("canonicalise", "no pass is called 'canonicalise'; closest: canonicalize"),
     ("defualt", "closest: default"),
     ("default,-eliminate-paddding", "closest: eliminate-padding"),
-    ("quux", "Known: canonicalize, eliminate-padding, fuse-jagged-attention; presets: none, bitwise"),
+    ("quux", "Known: canonicalize, recognize-softmax, eliminate-padding, fuse-jagged-attention; presets: none, bitwise"),
     ("eliminate-padding{mod=bucket}", "no option 'mod'.*did you mean 'mode'"),
     ("canonicalize{x=1}", "no option 'x' .it has: none."),
     ("eliminate-padding{multiple=many}", "multiple=many}: expected int"),

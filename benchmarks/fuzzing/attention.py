@@ -214,7 +214,7 @@ class Attention:
                 f"{a} * {keep} + -1e9 * ~{keep}", f"{a}.clone().masked_fill_(~{keep}, {negative})", f"{a} + {keep}.to({a}.dtype).log()",
                 f"{a} - 1e9 * (~{keep}).to({a}.dtype)", f"{a} + torch.full((1, 1, N, {self.M}), {negative}, dtype={a}.dtype).where(~{keep}, 0.0)",
             ]))  # fmt: skip
-        spelling = self.pick("softmax", ["F.softmax({a}, dim=-1)", "{a}.softmax(-1)", "torch.softmax({a}.double(), dim=3).to({a}.dtype)", "({a} - {a}.amax(-1, keepdim=True)).softmax(-1)", "F.softmax({a}, dim=-1)"])
+        spelling = self.pick("softmax", ["F.softmax({a}, dim=-1)", "{a}.softmax(-1)", "torch.softmax({a}.double(), dim=3).to({a}.dtype)", "({a} - {a}.amax(-1, keepdim=True)).softmax(-1)", "{a}.exp() / {a}.exp().sum(-1, keepdim=True)", "F.normalize(({a} - {a}.amax(-1, keepdim=True)).exp(), p=1, dim=-1)", "{a}.log_softmax(-1).exp()", "F.softmax({a}, dim=-1)"])
         weights = s.let("a", spelling.format(a=a))
         after = self.pick("after", ["", "", "", "zero", "keep", "query", "nan_to_num"])
         if after == "zero" or (after == "keep" and not keep):

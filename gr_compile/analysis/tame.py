@@ -27,7 +27,7 @@ _POINTWISE = {
 }  # fmt: skip
 _FLOORED = {aten.clamp, aten.clamp_min}
 _CHOICES = {aten.where, aten.masked_fill}
-_SOFTMAX = {aten.softmax, aten._softmax}
+_SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 _REDUCTIONS = {aten.all, aten.amax, aten.amin, aten.any, aten.max, aten.mean, aten.min, aten.sum}
 _SINGULAR_AT_ZERO = {aten.div, aten.log, aten.log2, aten.reciprocal, aten.rsqrt, aten.sqrt, aten.true_divide}
 _MOVES = (

@@ -63,7 +63,7 @@ class EliminatePadding(Pass):
 
     name: ClassVar[str] = "eliminate-padding"
     provides: ClassVar[frozenset[str]] = frozenset({"packed-tokens"})
-    after: ClassVar[frozenset[str]] = frozenset({"canonicalize"})
+    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "recognize-softmax"})
     numerics: ClassVar[Numerics] = "reassociates"
 
     def __post_init__(self) -> None:

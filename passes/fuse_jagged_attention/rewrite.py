@@ -34,7 +34,7 @@ class FuseJaggedAttention(Pass):
 
     name: ClassVar[str] = "fuse-jagged-attention"
     provides: ClassVar[frozenset[str]] = frozenset({"jagged-attention"})
-    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "eliminate-padding"})
+    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "recognize-softmax", "eliminate-padding"})
     numerics: ClassVar[Numerics] = "reassociates"
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:

@@ -80,6 +80,6 @@ def test_explain_of_the_example_model(tmp_path):
     command = ("explain", str(EXAMPLES / "model.py") + ":Recommender", "--target", "eager", "--dump", "dumps")
     said = run(sys.executable, "-m", "gr_compile.cli", *command, cwd=tmp_path)
     assert "fuse-jagged-attention" in said and "places kept" in said
-    (stage,) = tmp_path.rglob("03_fuse-jagged-attention.py")
+    (stage,) = tmp_path.rglob("04_fuse-jagged-attention.py")
     check = run(sys.executable, str(stage), "--check", "--against", "00_captured.py", cwd=tmp_path)
     assert "equal to 00_captured.py" in check

@@ -108,6 +108,23 @@ def nan_to_num_of_a_bias(m: Small, d: Inputs) -> Tensor:
     )
 
 
+def over_their_sum(scores: Tensor, d: Inputs) -> Tensor:
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * d.seen
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def over_their_sum_and_more(scores: Tensor, d: Inputs) -> Tensor:
+    """Rows without a key are 0."""
+    scores = scores.masked_fill(~d.seen, -1e9)
+    weights = torch.exp(scores - scores.max(-1, keepdim=True).values) * d.seen.to(scores.dtype)
+    return weights / (weights.sum(-1, keepdim=True) + 1e-17)
+
+
+def over_their_sum_and_too_much(scores: Tensor, d: Inputs) -> Tensor:
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True)) * d.seen
+    return weights / (weights.sum(-1, keepdim=True) + 1e-3)
+
+
 def elu_of_scores(scores: Tensor, d: Inputs) -> Tensor:
     return (F.elu(scores) + 1) * d.seen
 
@@ -219,6 +236,12 @@ MASKS: dict[str, Idiom] = {
     "NaN made 0 of logits less a number that may be -inf": Idiom(
         nan_to_num_of_a_bias, dense=frozenset({"linear", "matmul", "embedding", "softmax"}), reads="both",
         misses=(("a softmax whose logits a computed number is added to", ""),),
+    ),
+    "weights over their sum": Idiom(weighing(over_their_sum), attentions=1),
+    "weights over their sum and what vanishes beside it": Idiom(weighing(over_their_sum_and_more), attentions=1),
+    "weights over their sum and a number that counts": Idiom(
+        weighing(over_their_sum_and_too_much), attentions=1, reads="both",
+        misses=(("a number is added to the sum of the weights", "weights.sum(-1, keepdim=True) + 1e-3"),),
     ),
     "mask of elu": Idiom(weighing(elu_of_scores), attentions=1),
     "mask of relu6 and hardtanh": Idiom(weighing(relu6_of_scores), attentions=1),
