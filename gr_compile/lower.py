@@ -257,5 +257,6 @@ def _operators_text(found: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["## Operators", "", f"`{found['folder']}/`; tilings at the example's sizes, for {found['machine']}:", ""]
     lines += [f"- `{one['operator']}` ({one['calls']}x): {one['reason']}" for one in found["kernels"]]
-    lines += [f"- `{name}`: no kernel is printed" for name in found["without_kernel"]]
+    for one in found["without_kernel"]:
+        lines.append(f"- `{one['operator']}` ({one['calls']}x): no kernel is printed: {one['reason']}")
     return [*lines, ""]

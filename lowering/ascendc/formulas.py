@@ -3,7 +3,7 @@
     row_bytes = product(dense, 2) * item(dense)
     tile      = 1 if row_bytes > width else min(4095, max(1, room // width))
 
-A formula is a Python expression of whole numbers: names of earlier formulas, of the machine (vector_cores,
+A formula is a Python expression of whole numbers: names of earlier formulas, of the machine (vector_cores, cube_cores,
 unified_buffer), + - * //, comparisons, `a if c else b`, min, max, ceil_div(a, b), round_up(a, unit), and what is known
 of the operator's call: size(port, dim), product(port, from), elements(port), item(port) in bytes, is_float32(port),
 number(port) of an input that is one number, attribute(name). Operands of a division are not negative, where Python and
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-MACHINE = ("vector_cores", "unified_buffer")
+MACHINE = ("vector_cores", "cube_cores", "unified_buffer")
 _OPERATORS: Mapping[type, tuple[str, Callable[[int, int], int]]] = {
     ast.Add: ("+", lambda a, b: a + b),
     ast.Sub: ("-", lambda a, b: a - b),

@@ -1,6 +1,7 @@
 """What a lowered model needs of AscendC: the operator project of its graphs, and what to say of it.
 
-    graphs with gr::pack, gr::jagged_attention  ->  operators/ (GrPack) and {"kernels": [...], "without_kernel": [...]}
+    graphs with gr::pack, gr::jagged_attention  ->  operators/ (GrPack, GrJaggedAttention)
+                                                    and {"kernels": [...], "without_kernel": [...]}
 """
 
 from __future__ import annotations
@@ -13,40 +14,72 @@ import torch
 import torch.fx as fx
 
 from gr_compile.inspection.values import size_hint
+from gr_compile.lowering.ascendc.attention.printed import OPERATORS as ATTENTION
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall, Programs, print_programs
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
 from gr_compile.lowering.ascendc.project import write_project
 from gr_compile.lowering.ascendc.recipes import RECIPES
-from gr_compile.lowering.ascendc.vector import vector_kernel
+from gr_compile.lowering.ascendc.vector import kernel_name, vector_kernel
 
 FOLDER = "operators"
 
 
 def write_operators(
-    graphs: Sequence[fx.GraphModule], ge_types: Collection[str], folder: Path, machine: Machine
+    graphs: Sequence[fx.GraphModule],
+    ge_types: Collection[str],
+    folder: Path,
+    machine: Machine,
+    attention: Sequence[AttentionCall] = (),
 ) -> dict[str, Any]:
     """Write the project of all operators that GE graphs hold into folder/operators; JSON for the report.
 
     Args:
         graphs: with fake values; the tilings of their calls, at the example's sizes, are in the report.
         ge_types: the types of nodes in all GE graphs, of backwards, too.
+        attention: the calls of attention in all GE graphs; their tiles are chosen for `machine`.
     """
     used = [name for name, row in OPERATORS.items() if row.ge_type in ge_types]
     printed = [name for name in used if name in RECIPES]
-    if printed:
-        write_project(printed, folder / FOLDER)
+    programs = print_programs(attention, machine)
+    if printed or programs.kernels:
+        write_project(printed, folder / FOLDER, programs.kernels)
     tilings = [entry for graph in graphs for entry in _tilings(graph, machine)]
     known = {entry["operator"] for entry in tilings}
     tilings += [
         {"operator": name, "kernel": None, "reason": "its calls are in a backward; the host computes their tiling"}
         for name in printed if name not in known
     ]  # fmt: skip
+    chosen, refused = _attention(programs, attention, machine)
+    refused += [
+        {"operator": name, "reason": "there is no kernel for it"}
+        for name in used if name not in RECIPES and name not in ATTENTION
+    ]  # fmt: skip
     return {
-        "folder": FOLDER if printed else None,
+        "folder": FOLDER if printed or programs.kernels else None,
         "machine": machine.name,
-        "kernels": _counted(tilings),
-        "without_kernel": [name for name in used if name not in RECIPES],
+        "kernels": _counted([*tilings, *chosen]),
+        "without_kernel": _counted(refused),
     }
+
+
+def _attention(
+    programs: Programs, calls: Sequence[AttentionCall], machine: Machine
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What to say of calls with a kernel, and of those without."""
+    chosen, refused = [], []
+    for call in calls:
+        one = programs.of(call)
+        if one is None:
+            refused.append({"operator": call.operator, "reason": programs.refused[call.constants()]})
+            continue
+        numbers = one.numbers(call.call, machine)
+        chosen.append({
+            "operator": call.operator, "kernel": kernel_name(OPERATORS[call.operator]), "tiling_key": one.key,
+            "blocks": numbers.pop("blocks"), "workspace_bytes": numbers.pop("workspace"), "tiling": numbers,
+            "reason": one.tiling.reason,
+        })  # fmt: skip
+    return chosen, refused
 
 
 def _counted(tilings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

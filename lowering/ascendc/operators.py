@@ -12,7 +12,8 @@ What the torch schema says is read from it, argument by argument, and not writte
 
 A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), and the names of
 outputs. GE gives all elements of a dynamic input one dtype; a list of tensors of several dtypes becomes one dynamic
-input a dtype, and the attribute `<name>_types` says in which order they stood.
+input a dtype, and the attribute `<name>_types` says in which order they stood: "float32,int64" (an operator's
+definition knows no list of strings).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 import gr_compile.ops  # noqa: F401  (registers them)
 
 Role = Literal["required", "optional", "dynamic"]
-AttributeType = Literal["int", "str", "list_bool", "list_str"]
+AttributeType = Literal["int", "str", "list_bool"]
 FORMAT = "ND"
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -109,7 +110,7 @@ class Operator:
             if self._is_attribute(argument):
                 found.append(Attribute(name, _ATTRIBUTE_OF[kind], name))
             elif kind == "List[Tensor]":
-                found.append(Attribute(f"{name}_types", "list_str", name))
+                found.append(Attribute(f"{name}_types", "str", name))
         return tuple(found)
 
     @cached_property

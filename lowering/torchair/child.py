@@ -26,6 +26,7 @@ from torch.utils._mode_utils import no_dispatch
 
 import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
 from gr_compile.inspection.replay import load_program
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall, calls_of
 from gr_compile.lowering.torchair import converters, replay, standin
 from gr_compile.lowering.torchair.decompositions import decompositions
 from gr_compile.lowering.torchair.request import INPUTS, PROGRAM, RAN, REQUEST, RESULT, Part
@@ -119,21 +120,22 @@ class _Conversion:
         graph.output(graph.call_function(load_program(self.folder / PROGRAM).forward, operands))
         return fx.GraphModule(torch.nn.Module(), graph)
 
-    def keep(self, concrete: Any) -> None:
+    def keep(self, concrete: Any, attention: list[AttentionCall]) -> None:
         """Write the GE graph of the next part: the forward comes first."""
-        file = self._next_part("pbtxt", Counter(op.type for op in concrete.graph.op))
+        file = self._next_part("pbtxt", Counter(op.type for op in concrete.graph.op), attention)
         concrete.dump(str(file))
 
     def keep_replayed(self, graph_module: fx.GraphModule) -> None:
         """Write the FX graph whose operators are captured when it first runs, and replayed later."""
         called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
         replay.check(graph_module)
-        file = self._next_part("txt", Counter(str(node.target) for node in called))
+        file = self._next_part("txt", Counter(str(node.target) for node in called), [])
         file.write_text(str(graph_module.graph) + "\n", encoding="utf-8")
 
-    def _next_part(self, suffix: str, counts: Counter[str]) -> Path:
+    def _next_part(self, suffix: str, counts: Counter[str], attention: list[AttentionCall]) -> Path:
         name = "backward" if self.parts else "forward"
-        self.parts.append(Part(name, f"{name}.{suffix}", dict(counts)))
+        own = [call for call in attention if call.needs or call.call.program.text() not in self.request["library"]]
+        self.parts.append(Part(name, f"{name}.{suffix}", dict(counts), [call.described() for call in own]))
         return self.folder / f"{name}.{suffix}"
 
     def _note_fixed(self, symbols: Mapping[str, Any]) -> None:
@@ -166,8 +168,9 @@ def _recorder(conversion: _Conversion, config: Any) -> Any:
     class Recorder(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
             _note_missing(conversion, graph_module)
+            attention = calls_of(graph_module)
             concrete = super().__call__(graph_module, inputs).runner
-            conversion.keep(concrete)
+            conversion.keep(concrete, attention)
             return concrete.fx_graph
 
     class Replayed(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]

@@ -114,8 +114,8 @@ class _Call:
 
     def _attribute(self, name: str, kind: str, value: Any) -> Any:
         attr = self.ge.attr
-        if kind == "list_str":
-            return attr.ListStr([dtype_of(item) or "" for item in value])
+        if name.endswith("_types"):
+            return attr.Str(",".join(dtype_of(item) or "" for item in value))
         if kind == "list_bool":
             return attr.ListBool([bool(item) for item in value])
         if kind == "int" and not isinstance(value, int):

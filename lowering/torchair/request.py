@@ -134,11 +134,13 @@ class Part:
 
     Attributes:
         operators: how many nodes there are of each GE type.
+        attention: the calls of jagged attention and its backward, as `AttentionCall.described` says them.
     """
 
     name: str
     file: str
     operators: Mapping[str, int]
+    attention: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gr_compile.config import ConfigError
 from gr_compile.inspection.program import print_program
 from gr_compile.inspection.replay import TOLERANCES, difference
 from gr_compile.lower import CapturedGraph, LowerError
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall
 from gr_compile.lowering.ascendc.lowered import write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
@@ -94,7 +95,9 @@ class AscendLowering:
                 refuse_failures(converted)
                 described = [item.finish(one, Path(scratch), folder) for item, one in zip(work, converted)]
             types = {name for one in converted for part in one.parts for name in part.operators}
-            operators = write_operators([item.request.graph for item in work], types, folder, machine(self.machine))
+            attention = [AttentionCall.read(call) for one in converted for part in one.parts for call in part.attention]
+            used = [item.request.graph for item in work]
+            operators = write_operators(used, types, folder, machine(self.machine), attention)
         except (files.TorchairMissing, ConversionFailed, sizes.DataDependentSize) as error:
             raise LowerError(str(error)) from error
         compared = sum(item["largest_difference"] is not None for item in described)

@@ -15,15 +15,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-
 from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const
 from gr_compile.lowering.ascendc.attention.call import LEAF, Call
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
-from gr_compile.lowering.ascendc.attention.printer import Printer, read_runtime
+from gr_compile.lowering.ascendc.attention.operands_text import elements, read_runtime
+from gr_compile.lowering.ascendc.attention.printer import Printer
 from gr_compile.lowering.ascendc.attention.scalar import is_simple, place
+from gr_compile.lowering.ascendc.attention.sizes import Part, common_parts
 from gr_compile.lowering.ascendc.attention.vector import Function
-from gr_compile.lowering.ascendc.tiling import Tiling
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.lowering.cpu.stages import wanted_leaves
 from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
@@ -166,22 +165,15 @@ class Backward(Printer):
     def table_sums(self) -> dict[str, int]:
         pairs = {x.load.args[0] for x in self.gradients}
         named = [(at, self.program.leaves[at]) for at in self._summed()]
-        return {f"sum{at}": self._count(at) for at, name in named if self._in_buffer(at) and name in pairs}
+        return {f"sum{at}": self.call.count(at) for at, name in named if self._in_buffer(at) and name in pairs}
 
-    def _count(self, at: int) -> int:
-        return torch.Size(self.call.extents[at]).numel()
-
-    def sums(self) -> dict[str, int]:
-        call = self.call
-        dk = call.query_rows * call.q_heads * call.d
-        dv = dk + call.key_rows * call.k_heads * call.d
-        leaves = dv + call.key_rows * call.v_heads * call.dv
-        count = leaves + sum(map(self._count, self._summed()))
-        return {"dk_first": dk, "dv_first": dv, "leaves_first": leaves, "sums_count": count}
-
-    def _first(self, at: int) -> str:
-        """Where a leaf's sums begin in global memory."""
-        return f"o.leaves_first + {sum(self._count(x) for x in self._summed() if x < at)}"
+    def sums(self) -> dict[str, str]:
+        found = {"dk_first": "q_rows * q_heads * d", "dv_first": "dk_first + k_rows * k_heads * d"}
+        end = "dv_first + k_rows * v_heads * dv"
+        for at in self._summed():
+            found[f"leaf{at}_first"] = end
+            end = f"leaf{at}_first + {elements(self, at, '')}"
+        return {**found, "sums_count": end}
 
     # --------------------------------------------------------------------------------------------- text
     def numbers(self) -> dict[str, int]:
@@ -195,7 +187,7 @@ class Backward(Printer):
     def members(self) -> list[str]:
         lines = [read_runtime("sums.h")]
         for at in self._summed():
-            target = f"add_one(o.sums[{self._first(at)} + at], value);"
+            target = f"add_one(o.sums[o.leaf{at}_first + at], value);"
             if f"sum{at}" in self.table_sums():
                 target = f"sum{at}().SetValue(at, sum{at}().GetValue(at) + value);"
             lines.append(f"__aicore__ inline void add_to_leaf{at}(int64_t at, float value) {{ {target} }}")
@@ -205,7 +197,7 @@ class Backward(Printer):
         lines += ["__aicore__ inline void flush_tables() {"]
         for name in self.table_sums():
             at = int(name.removeprefix("sum"))
-            lines.append(f"add_many(o.sums[{self._first(at)}], {name}(), {self._count(at)});")
+            lines.append(f"add_many(o.sums[o.leaf{at}_first], {name}(), {self.call.count(at)});")
         return [*lines, "}", *self._finish()]
 
     def _flush(
@@ -216,7 +208,7 @@ class Backward(Printer):
         letter = index.args[0]
         for k, gradient in enumerate(gradients):
             at = self.program.leaves.index(gradient.load.args[0])
-            scalars = self._scalars({SEQUENCE: "b", HEAD: "h", index: letter})
+            scalars = self.scalars({SEQUENCE: "b", HEAD: "h", index: letter})
             values = [scalars.value(x) for x in gradient.load.args[1]]
             lines.append("for (int32_t y = 0; y < count; y++) {")
             lines.append(f"const int64_t {letter} = o.{positions}.GetValue(first + y);")
@@ -230,7 +222,7 @@ class Backward(Printer):
         for name, (kind, count) in self.parameters().items():
             if name == "grad":
                 continue
-            first = firsts.get(name) or self._first(int(name.removeprefix("grad_leaf")))
+            first = firsts.get(name) or f"o.{name.removeprefix('grad_')}_first"
             lines.append(f"store<{kind}>(o.{name}, o.sums[{first}], {count.replace('t.', 'o.')}, good);")
         return [*lines, "}"]
 
@@ -241,22 +233,21 @@ class Backward(Printer):
             if self.needs[name] and (name == "v" or self.call.d):
                 found[f"grad_{name}"] = ("VT" if name == "v" else "QT", count)
         for at in self._summed():
-            found[f"grad_leaf{at}"] = (LEAF[self.call.leaf_dtypes[at]], str(self._count(at)))
+            found[f"grad_leaf{at}"] = (LEAF[self.call.leaf_dtypes[at]], elements(self, at))
         return found
 
-    def parts(self, tiling: Tiling, cores: int) -> dict[str, tuple[str, int]]:
-        call, common = self.call, self.common_parts(tiling, cores)
+    def parts(self) -> dict[str, Part]:
+        call, common = self.call, common_parts(self)
         slots = common["p"][1]
-        blocks = call.query_rows // tiling.rows + call.batch
-        key_tiles = call.key_rows // tiling.columns + call.batch
         wide = {"v": call.v_dtype.itemsize == 4, "q": bool(call.d) and call.qk_dtype.itemsize == 4}
+        blocks, key_tiles = "(q_rows // r + batch)", "(k_rows // c + batch)"
         return {
-            **common, "g": ("float", slots), "ds": ("QT", slots if call.d else 0),
-            "pt": ("float", slots if wide["v"] else 0), "dst": ("float", slots if wide["q"] else 0),
-            "grad_t": ("float", blocks * call.heads * call.dv * tiling.rows if wide["v"] else 0),
-            "qt": ("float", blocks * call.q_heads * call.d * tiling.rows if wide["q"] else 0),
-            "kt": ("float", key_tiles * call.k_heads * call.d * tiling.columns if wide["q"] else 0),
-            "sums": ("float", self.sums()["sums_count"]),
+            **common, "g": ("float", slots), "ds": ("QT", slots if call.d else "0"),
+            "pt": ("float", slots if wide["v"] else "0"), "dst": ("float", slots if wide["q"] else "0"),
+            "grad_t": ("float", f"{blocks} * heads * dv * r" if wide["v"] else "0"),
+            "qt": ("float", f"{blocks} * q_heads * d * r" if wide["q"] else "0"),
+            "kt": ("float", f"{key_tiles} * k_heads * d * c" if wide["q"] else "0"),
+            "sums": ("float", "sums_count"),
         }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from gr_compile.analysis.expr import Expr
 from gr_compile.lowering.ascendc.attention.instructions import Instruction
 from gr_compile.lowering.ascendc.attention.printer import Printer
-from gr_compile.lowering.ascendc.tiling import Tiling
+from gr_compile.lowering.ascendc.attention.sizes import Part, common_parts
 
 
 class Forward(Printer):
@@ -45,9 +45,9 @@ class Forward(Printer):
     def parameters(self) -> dict[str, tuple[str, str]]:
         return {"out": ("OT", "t.q_rows * t.heads * t.dv")}
 
-    def parts(self, tiling: Tiling, cores: int) -> dict[str, tuple[str, int]]:
+    def parts(self) -> dict[str, Part]:
         call = self.call
-        turned = 0
+        turned = "0"
         if call.v_dtype.itemsize == 4:
-            turned = (call.key_rows // tiling.columns + call.batch) * call.v_heads * call.dv * tiling.columns
-        return {**self.common_parts(tiling, cores), "vt": ("float", turned)}
+            turned = "(k_rows // c + batch) * v_heads * dv * c"
+        return {**common_parts(self), "vt": ("float", turned)}

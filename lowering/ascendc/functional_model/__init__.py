@@ -6,8 +6,10 @@ The headers are our own: the API's names, with our own account of what each does
 and what a pass on the model proves and what not.
 """
 
-from gr_compile.lowering.ascendc.functional_model.arguments import In, InOut, Out, Tiling, Workspace
+from gr_compile.lowering.ascendc.functional_model.arguments import In, InOut, Listed, Out, Tiling, Workspace
 from gr_compile.lowering.ascendc.functional_model.build import CompileError
 from gr_compile.lowering.ascendc.functional_model.driver import Broken, Program, compile_kernels
 
-__all__ = ["Broken", "CompileError", "In", "InOut", "Out", "Program", "Tiling", "Workspace", "compile_kernels"]
+__all__ = [
+    "Broken", "CompileError", "In", "InOut", "Listed", "Out", "Program", "Tiling", "Workspace", "compile_kernels",
+]  # fmt: skip

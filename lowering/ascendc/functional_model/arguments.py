@@ -49,6 +49,13 @@ class InOut:
     tensor: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """Tensors that one parameter of the kernel lists: a dynamic input or output, read by ListTensorDesc."""
+
+    items: Sequence[In | Out | InOut]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Global memory for the cores to exchange data in. Nothing is in it before."""
@@ -63,7 +70,8 @@ class Tiling:
     values: Mapping[str, int | float]
 
 
-Argument = In | Out | InOut | Workspace | Tiling
+Single = In | Out | InOut | Workspace | Tiling
+Argument = Single | Listed
 
 
 def tiling_struct(tiling: TilingFields) -> str:
@@ -92,7 +100,7 @@ def tiling_bytes(tiling: TilingFields, values: Mapping[str, int | float]) -> byt
     return bytes(struct(**values))
 
 
-def content(argument: Argument, tiling: TilingFields) -> bytes | None:
+def content(argument: Single, tiling: TilingFields) -> bytes | None:
     """The bytes that an argument holds before the kernel runs, if it holds any."""
     if isinstance(argument, Tiling):
         return tiling_bytes(tiling, argument.values)
@@ -101,7 +109,7 @@ def content(argument: Argument, tiling: TilingFields) -> bytes | None:
     return None
 
 
-def size_of(argument: Argument, tiling: TilingFields) -> int:
+def size_of(argument: Single, tiling: TilingFields) -> int:
     """Bytes of an argument."""
     if isinstance(argument, Workspace):
         return argument.size

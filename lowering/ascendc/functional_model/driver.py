@@ -16,7 +16,9 @@ from gr_compile.lowering.ascendc.functional_model.arguments import (
     Argument,
     In,
     InOut,
+    Listed,
     Out,
+    Single,
     Tiling,
     TilingFields,
     Workspace,
@@ -104,16 +106,21 @@ class Program:
         """
         with tempfile.TemporaryDirectory(prefix="gr_compile-") as folder:
             lines = [*_machine_lines(machine, blocks, cores, auto_sync, tiling_key), f"kernel {kernel}"]
-            for i, argument in enumerate(arguments):
-                slack = argument.slack if isinstance(argument, In) else 0
-                lines.append(f"argument {_ROLES[type(argument)]} {size_of(argument, self.tiling)} {slack}")
-                (Path(folder) / str(i)).write_bytes(content(argument, self.tiling) or b"")
+            given: list[Single] = []
+            for argument in arguments:
+                singles = argument.items if isinstance(argument, Listed) else [argument]
+                lines += [f"list {len(singles)}"] if isinstance(argument, Listed) else []
+                for single in singles:
+                    slack = single.slack if isinstance(single, In) else 0
+                    lines.append(f"argument {_ROLES[type(single)]} {size_of(single, self.tiling)} {slack}")
+                    (Path(folder) / str(len(given))).write_bytes(content(single, self.tiling) or b"")
+                    given.append(single)
             (Path(folder) / "job").write_text("\n".join(lines))
             _start([str(self.path), folder], timeout, Path(folder) / "verdict")
             return [
-                tensor_of((Path(folder) / str(i)).read_bytes(), argument)
-                for i, argument in enumerate(arguments)
-                if isinstance(argument, Out | InOut)
+                tensor_of((Path(folder) / str(i)).read_bytes(), single)
+                for i, single in enumerate(given)
+                if isinstance(single, Out | InOut)
             ]
 
 

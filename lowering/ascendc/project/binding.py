@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gr_compile.lowering.ascendc.attention.printed import OPERATORS
 from gr_compile.lowering.ascendc.formulas import Formula, as_cpp, calls
 from gr_compile.lowering.ascendc.operators import Operator, Port
+from gr_compile.lowering.ascendc.project.attention_binding import attention_function
 from gr_compile.lowering.ascendc.project.host import read_numbers
 from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name
@@ -20,7 +22,9 @@ _TYPES = {"Tensor": "const at::Tensor&", "SymInt": "int64_t", "number": "const a
 def binding(rows: Sequence[Operator]) -> str:
     """The file for all operators of the project."""
     includes = "\n".join(f'#include "aclnn_{kernel_name(row)}.h"' for row in rows)
-    functions = "\n".join(_function(row) for row in rows)
+    functions = "\n".join(
+        attention_function(row) if f"gr::{row.name}" in OPERATORS else _function(row) for row in rows
+    )
     registered = "\n".join(f'  m.impl("{row.name}", TORCH_FN({kernel_name(row)}));' for row in rows)
     return f"""\
 // The gr:: operators on NPU tensors.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from pprint import pformat
 
+from gr_compile.lowering.ascendc.attention.printed import Printed
 from gr_compile.lowering.ascendc.formulas import HELPERS
 from gr_compile.lowering.ascendc.operators import FORMAT, OPERATORS, Operator, Port
-from gr_compile.lowering.ascendc.project import host
+from gr_compile.lowering.ascendc.project import attention_host, attention_kernel, host
 from gr_compile.lowering.ascendc.project.binding import binding
 from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name, kernel_source
@@ -16,19 +19,23 @@ from gr_compile.lowering.ascendc.vector import kernel_name, kernel_source
 _STATIC = Path(__file__).parent / "static"  # Python files end in .in there: they are no modules of this package
 _PROTO_TYPES: Mapping[str, str] = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
 _EXECUTABLE = "build.sh"
+_ATTENTION_TESTS = "tests/test_attention.py"
+Attention = Mapping[str, Sequence[Printed]]
+_NO_ATTENTION: Attention = {}
 
 
-def project_files(operators: Iterable[str]) -> dict[str, str]:
+def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION) -> dict[str, str]:
     """The text of every file, by its path in the project.
 
     Args:
         operators: names of `RECIPES`, such as "gr::pack".
+        attention: the programs of "gr::jagged_attention" and of its backward.
 
     Raises:
         ValueError: an operator has no kernel here.
     """
-    names = sorted(set(operators), key=list(OPERATORS).index)
-    unknown = [name for name in names if name not in RECIPES]
+    names = sorted({*operators, *attention}, key=list(OPERATORS).index)
+    unknown = [name for name in names if name not in RECIPES and name not in attention]
     if unknown:
         raise ValueError(f"no kernel for {', '.join(unknown)}; there are kernels for {', '.join(RECIPES)}")
     rows = [OPERATORS[name] for name in names]
@@ -36,20 +43,22 @@ def project_files(operators: Iterable[str]) -> dict[str, str]:
         path.relative_to(_STATIC).as_posix().removesuffix(".in"): path.read_text(encoding="utf-8")
         for path in sorted(_STATIC.rglob("*")) if path.is_file()
     }  # fmt: skip
-    for row in rows:
-        found |= _operator_files(row)
+    for name, row in zip(names, rows):
+        found |= _attention_files(name, attention[name]) if name in attention else _operator_files(row)
+    if not attention:
+        del found[_ATTENTION_TESTS]
     found["op_host/formulas.h"] = HELPERS
     found["op_host/CMakeLists.txt"] = _host_cmake(rows)
     found["op_kernel/CMakeLists.txt"] = _kernel_cmake(rows)
     found["torch_binding/binding.cpp"] = binding(rows)
-    found["tests/operators.py"] = _listed(rows)
+    found["tests/operators.py"] = _listed([row for name, row in zip(names, rows) if name in RECIPES], attention)
     found["README.md"] = _readme(rows)
     return dict(sorted(found.items()))
 
 
-def write_project(operators: Iterable[str], folder: Path) -> list[str]:
+def write_project(operators: Iterable[str], folder: Path, attention: Attention = _NO_ATTENTION) -> list[str]:
     """Write the project into a folder, and return the paths of its files there."""
-    found = project_files(operators)
+    found = project_files(operators, attention)
     for name, text in found.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,20 +67,20 @@ def write_project(operators: Iterable[str], folder: Path) -> list[str]:
     return list(found)
 
 
-def proto(row: Operator) -> str:
-    """The operator's description as msopgen reads it."""
+def proto(row: Operator, types: Callable[[Port], Sequence[str]]) -> str:
+    """The operator's description as msopgen reads it; `types`: the dtype of a port in each kernel."""
     described = {
         "op": row.ge_type,
         "language": "cpp",
-        "input_desc": [_port(row, port) for port in row.inputs],
-        "output_desc": [_port(row, port) for port in row.outputs],
+        "input_desc": [_port(port, types(port)) for port in row.inputs],
+        "output_desc": [_port(port, types(port)) for port in row.outputs],
         "attr": [{"name": a.name, "param_type": "required", "type": a.type} for a in row.attributes],
     }
     return json.dumps([described], indent=2) + "\n"
 
 
-def _port(row: Operator, port: Port) -> dict[str, object]:
-    types = [_PROTO_TYPES.get(dtype, dtype) for dtype in host.port_types(row, port)]
+def _port(port: Port, dtypes: Sequence[str]) -> dict[str, object]:
+    types = [_PROTO_TYPES.get(dtype, dtype) for dtype in dtypes]
     return {"name": port.name, "param_type": port.role, "format": [FORMAT] * len(types), "type": types}
 
 
@@ -79,7 +88,7 @@ def _operator_files(row: Operator) -> dict[str, str]:
     name = kernel_name(row)
     first = {port.variable: f"DTYPE_{port.name.upper()}" for port in reversed(row.inputs) if port.variable}
     return {
-        f"proto/{name}.json": proto(row),
+        f"proto/{name}.json": proto(row, partial(host.port_types, row)),
         f"op_host/{name}.cpp": host.operator_source(row),
         f"op_host/{name}_tiling.h": host.tiling_formulas(row),
         f"op_kernel/{name}/{name}_tiling.h": host.tiling_data(row),
@@ -87,8 +96,25 @@ def _operator_files(row: Operator) -> dict[str, str]:
     }
 
 
-def _listed(rows: Sequence[Operator]) -> str:
-    return f'"""The operators of this package."""\n\nOPERATORS = {[row.name for row in rows]!r}\n'
+def _attention_files(name: str, printed: Sequence[Printed]) -> dict[str, str]:
+    row = OPERATORS[name]
+    kernel = kernel_name(row)
+    found = {
+        f"proto/{kernel}.json": proto(row, lambda port: attention_host.port_types(port, printed)),
+        f"op_host/{kernel}.cpp": attention_host.operator_source(name, printed),
+        f"op_host/{kernel}_tiling.h": attention_host.tiling_formulas(row, printed),
+        f"op_kernel/{kernel}/{kernel}_tiling.h": attention_host.tiling_data(row, printed),
+        f"op_kernel/{kernel}/{kernel}.cpp": attention_kernel.kernel_source(row, printed),
+    }
+    return found | {f"op_kernel/{kernel}/{x.name}.h": attention_kernel.program_header(row, x) for x in printed}
+
+
+def _listed(rows: Sequence[Operator], attention: Attention) -> str:
+    lines = ['"""The operators of this package."""', "", f"OPERATORS = {[row.name for row in rows]!r}"]
+    if attention:
+        programs = [one.serves.described() for printed in attention.values() for one in printed]
+        lines.append(f"ATTENTION = {pformat(programs, width=110, sort_dicts=False)}")
+    return "\n".join(lines) + "\n"
 
 
 def _host_cmake(rows: Sequence[Operator]) -> str:

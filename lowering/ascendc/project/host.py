@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from gr_compile.lowering.ascendc.formulas import MACHINE, Formula, as_cpp, calls
 from gr_compile.lowering.ascendc.operators import FORMAT, Operator, Port
@@ -77,7 +78,7 @@ static ge::graphStatus Tile(gert::TilingContext* context) {{
   uint64_t unified_buffer = 0;
   platform.GetCoreMemSize(platform_ascendc::CoreMemType::UB, unified_buffer);
   const Call<gert::TilingContext> call{{context}};
-  const {name}Launch found = {name}Tiling(call, platform.GetCoreNumAiv(), static_cast<int64_t>(unified_buffer));
+  const {name}Launch found = {name}Tiling(call, platform.GetCoreNumAiv(), platform.GetCoreNumAic(), unified_buffer);
   *context->GetTilingData<{name}TilingData>() = found.tiling;
   context->SetBlockDim(static_cast<uint32_t>(found.blocks));
 {mode}  context->GetWorkspaceSizes(1)[0] = platform.GetLibApiWorkSpaceSize() + static_cast<size_t>(found.workspace);
@@ -99,17 +100,31 @@ static ge::graphStatus InferDataType(gert::InferDataTypeContext* context) {{
 }}
 }}  // namespace ge
 
+{definition(row, partial(port_types, row), read_numbers(recipe))}"""
+
+
+def definition(row: Operator, types: Callable[[Port], Sequence[str]], read: Collection[str]) -> str:
+    """The class that defines an operator.
+
+    Args:
+        types: the dtype of a port in each kernel.
+        read: the inputs whose value the host reads.
+    """
+    lines = [_port("Input", port, types(port), port.name in read) for port in row.inputs]
+    lines += [_port("Output", port, types(port), False) for port in row.outputs]
+    lines += [f'    this->Attr("{a.name}").AttrType(REQUIRED).{_ATTRIBUTES[a.type]};' for a in row.attributes]
+    return f"""\
 namespace ops {{
-class {name} : public OpDef {{
+class {row.ge_type} : public OpDef {{
  public:
-  explicit {name}(const char* name) : OpDef(name) {{
-{_definition(row, recipe)}
+  explicit {row.ge_type}(const char* name) : OpDef(name) {{
+{chr(10).join(lines)}
     this->SetInferShape(ge::InferShape).SetInferDataType(ge::InferDataType);
     this->AICore().SetTiling(optiling::Tile);
 {chr(10).join(f'    this->AICore().AddConfig("{soc}");' for soc in SOCS)}
   }}
 }};
-OP_ADD({name});
+OP_ADD({row.ge_type});
 }}  // namespace ops
 """
 
@@ -167,20 +182,11 @@ def _data_type(row: Operator) -> str:
     )
 
 
-def _definition(row: Operator, recipe: Recipe) -> str:
-    read = read_numbers(recipe)
-    lines = [_port("Input", row, port, port.name in read) for port in row.inputs]
-    lines += [_port("Output", row, port, False) for port in row.outputs]
-    lines += [f'    this->Attr("{a.name}").AttrType(REQUIRED).{_ATTRIBUTES[a.type]};' for a in row.attributes]
-    return "\n".join(lines)
-
-
-def _port(kind: str, row: Operator, port: Port, read: bool) -> str:
-    types = port_types(row, port)
+def _port(kind: str, port: Port, types: Sequence[str], read: bool) -> str:
     names = ", ".join(f"ge::{GE_TYPES[dtype]}" for dtype in types)
     formats = ", ".join([f"ge::FORMAT_{FORMAT}"] * len(types))
     more = ".ValueDepend(OPTIONAL)" if read else ""
     return (
-        f'    this->{kind}("{port.name}").ParamType(REQUIRED)\n        .DataType({{{names}}})\n'
+        f'    this->{kind}("{port.name}").ParamType({port.role.upper()})\n        .DataType({{{names}}})\n'
         f"        .Format({{{formats}}})\n        .UnknownShapeFormat({{{formats}}}){more};"
     )

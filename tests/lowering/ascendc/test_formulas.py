@@ -4,7 +4,7 @@ import pytest
 
 from gr_compile.lowering.ascendc.formulas import Formula, as_cpp, calls, evaluate
 
-MACHINE = {"vector_cores": 48, "unified_buffer": 1000}
+MACHINE = {"vector_cores": 48, "cube_cores": 24, "unified_buffer": 1000}
 
 
 class Sizes:

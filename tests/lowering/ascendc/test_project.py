@@ -110,7 +110,7 @@ def test_definitions_are_the_descriptions(host, project):
         (described,) = json.loads((project / "proto" / f"gr_{name}.json").read_text())
         for kind in ("input", "output"):
             for item in described[f"{kind}_desc"]:
-                read, formats, *types = found[row.ge_type, kind, item["name"]]
+                _, read, formats, *types = found[row.ge_type, kind, item["name"]]
                 assert types == [str(CODES[PROTO.get(dtype, dtype)]) for dtype in item["type"]]
                 assert int(formats) == 2 * len(types)
                 number = item["name"] in {"batch", "length", "total", "count", "rows"}
@@ -124,7 +124,7 @@ def test_the_host_computes_the_numbers_that_python_does(host, on):
     for name, *args in CALLS:
         row, chip = NAMES[name], MACHINES[on]
         given = dict(zip((argument.name for argument in row.overload._schema.arguments), args))
-        words = [row.ge_type, chip.vector_cores, chip.unified_buffer]
+        words = [row.ge_type, chip.vector_cores, chip.cube_cores, chip.unified_buffer]
         for port in row.inputs:
             words += spelled(given[port.argument])
         lines.append(" ".join(map(str, [*words, *(given[a.argument] for a in row.attributes)])))
@@ -134,7 +134,7 @@ def test_the_host_computes_the_numbers_that_python_does(host, on):
         dtype = CODES[str(result.dtype).removeprefix("torch.")]
         expected.append([
             result.dim(), *result.shape, dtype, kernel.blocks, kernel.workspace_bytes,
-            int(RECIPES[f"gr::{name}"].meets), *kernel.tiling.values(),
+            int(RECIPES[f"gr::{name}"].meets), 0, *kernel.tiling.values(),
         ])  # fmt: skip
     assert [list(map(int, words)) for words in asked(host, *lines)] == expected
 
@@ -146,7 +146,7 @@ def spelled(value: object) -> list[object]:
 
 
 def test_a_size_that_is_not_known_yet_stays_unknown(host):
-    (words,) = asked(host, "GrTruePlaces 48 196608 12 2 3 4 0 9 1 1 0")
+    (words,) = asked(host, "GrTruePlaces 48 24 196608 12 2 3 4 0 9 1 1 0")
     assert words[:3] == ["1", "-1", str(CODES["int64"])]
 
 

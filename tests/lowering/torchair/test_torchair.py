@@ -130,7 +130,7 @@ def test_attention_is_one_node_a_layer_with_the_models_program(outcome, case):
     assert [node.strings("program")[0] for node in attention] == programs
     for node, program in zip(attention, programs):
         parsed = ScoreProgram.parse(program)
-        types = node.strings("leaves_types")
+        types = [kind for kind in node.strings("leaves_types")[0].split(",") if kind]
         assert len(types) == len(parsed.leaves)
         fed = (port_of(OPERATORS["gr::jagged_attention"], name) for name in node.strings("_input_name_key"))
         assert Counter(name for name in fed if "leaves" in name) == Counter(f"leaves_{kind}" for kind in types)

@@ -1,5 +1,4 @@
 // Numbers, and the instructions of a tile of scores that no single AscendC call is: a row or a column beside a tile.
-#include "kernel_operator.h"
 using namespace AscendC;
 
 __aicore__ inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }

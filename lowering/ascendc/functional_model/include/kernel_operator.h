@@ -2,6 +2,7 @@
 #pragma once
 #include "cast.h"
 #include "cube.h"
+#include "list_tensor.h"
 #include "rearrange.h"
 #include "reduce.h"
 #include "select.h"

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <fstream>
 #include <iostream>
 #include "kernel_operator.h"
@@ -20,6 +21,8 @@ struct Job {
   std::string folder, kernel;
   Machine machine;
   std::vector<Argument> arguments;
+  std::vector<std::pair<bool, size_t>> parameters;  // of the kernel: is it a list, and of how many arguments
+  std::deque<std::vector<uint64_t>> lists;
 
   std::string file(size_t i) const { return folder + "/" + std::to_string(i); }
   explicit Job(const std::string& in) : folder(in) {
@@ -36,17 +39,39 @@ struct Job {
                                                {"blocks", &m.blocks},
                                                {"tiling_key", &m.tiling_key}};
     std::string word;
+    size_t listed = 0;  // arguments that the last list still lacks
     while (text >> word) {
       if (word == "kernel") text >> kernel;
       else if (word == "kind") text >> m.kind;
       else if (word == "auto_sync") text >> m.auto_sync;
       else if (numbers.count(word)) text >> *numbers[word];
-      else if (word == "argument") {
+      else if (word == "list") {
+        size_t count;
+        text >> count;
+        parameters.push_back({true, count}), listed = count;
+      } else if (word == "argument") {
         Argument a;
         text >> a.role >> a.bytes >> a.slack;
         arguments.push_back(a);
+        if (listed) listed--;
+        else parameters.push_back({false, 1});
       }
     }
+  }
+  // One address a parameter. A list is laid out as ListTensorDesc documents it, without shapes.
+  std::vector<GM_ADDR> addresses() {
+    std::vector<GM_ADDR> found;
+    size_t at = 0;
+    for (auto& [list, count] : parameters) {
+      if (!list) {
+        found.push_back(arguments[at++].data);
+        continue;
+      }
+      std::vector<uint64_t>& block = lists.emplace_back(std::vector<uint64_t>{24, (uint64_t)count << 32, 0xffffffff});
+      for (size_t i = 0; i < count; i++) block.push_back((uint64_t)arguments[at++].data);
+      found.push_back((GM_ADDR)block.data());
+    }
+    return found;
   }
   void load() {
     for (size_t i = 0; i < arguments.size(); i++) {
@@ -151,8 +176,7 @@ inline int model_run(int count, char** words, const std::map<std::string, Entry>
     Crew crew;
     crew.machine = job.machine;
     hire(crew);
-    std::vector<GM_ADDR> arguments;
-    for (auto& a : job.arguments) arguments.push_back(a.data);
+    std::vector<GM_ADDR> arguments = job.addresses();
     std::vector<std::thread> threads;
     for (auto& agent : crew.agents)
       threads.emplace_back([&crew, &agent, &found, &arguments] { work(crew, *agent, found->second, arguments); });

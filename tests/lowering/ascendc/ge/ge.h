@@ -6,11 +6,12 @@
 #include <initializer_list>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace ge {
 using graphStatus = uint32_t;
-constexpr graphStatus GRAPH_SUCCESS = 0;
+constexpr graphStatus GRAPH_SUCCESS = 0, GRAPH_FAILED = 1;
 enum DataType { DT_FLOAT = 0, DT_FLOAT16 = 1, DT_INT32 = 3, DT_INT64 = 9, DT_BOOL = 12, DT_BF16 = 27 };
 enum Format { FORMAT_ND = 2 };
 inline int GetSizeByDataType(DataType type) {
@@ -38,34 +39,59 @@ struct Desc {
   ge::DataType type;
   ge::DataType GetDataType() const { return type; }
 };
-struct RuntimeAttrs {
-  std::vector<int64_t> values;
-  template <class T> const T* GetAttrPointer(size_t i) const { return &values.at(i); }
+template <class T> struct TypedContinuousVector {
+  size_t count = 0;
+  T values[64] = {};
+  size_t GetSize() const { return count; }
+  const T* GetData() const { return values; }
 };
-struct Call {
-  std::vector<StorageShape> shapes;
-  std::vector<Desc> descs;
+struct Attribute {
+  int64_t number = 0;
+  std::string text;
+  TypedContinuousVector<bool> flags;
+};
+struct RuntimeAttrs {
+  std::vector<Attribute> values;
+  template <class T> const T* GetAttrPointer(size_t i) const {
+    if constexpr (std::is_same<T, int64_t>::value) return &values.at(i).number;
+    else return &values.at(i).flags;
+  }
+  const char* GetStr(size_t i) const { return values.at(i).text.c_str(); }
+};
+struct AnchorInstanceInfo {
+  size_t count;
+  size_t GetInstanceNum() const { return count; }
+};
+struct Call {  // inputs as the definition counts them, and the elements of each
+  std::string name = "node";
+  std::vector<std::vector<StorageShape>> shapes;
+  std::vector<std::vector<Desc>> descs;
   std::vector<Tensor> tensors;
+  std::vector<AnchorInstanceInfo> counts;
   RuntimeAttrs attrs;
+  const char* GetNodeName() const { return name.c_str(); }
   const Tensor* GetInputTensor(size_t i) const { return &tensors.at(i); }
   const RuntimeAttrs* GetAttrs() const { return &attrs; }
+  const AnchorInstanceInfo* GetIrInputInstanceInfo(size_t i) const { return &counts.at(i); }
+  const Desc* GetDynamicInputDesc(size_t i, size_t element) const { return &descs.at(i).at(element); }
 };
 struct InferShapeContext : Call {
-  Shape out;
-  const Shape* GetInputShape(size_t i) const { return &shapes.at(i).shape; }
-  Shape* GetOutputShape(size_t) { return &out; }
+  std::vector<Shape> outs;
+  const Shape* GetDynamicInputShape(size_t i, size_t element) const { return &shapes.at(i).at(element).shape; }
+  Shape* GetOutputShape(size_t i) { return &outs.at(i); }
 };
 struct InferDataTypeContext : Call {
-  ge::DataType out;
-  ge::DataType GetInputDataType(size_t i) const { return descs.at(i).type; }
-  void SetOutputDataType(size_t, ge::DataType type) { out = type; }
+  std::vector<ge::DataType> outs;
+  ge::DataType GetInputDataType(size_t i) const { return descs.at(i).at(0).type; }
+  ge::DataType GetDynamicInputDataType(size_t i, size_t element) const { return descs.at(i).at(element).type; }
+  void SetOutputDataType(size_t i, ge::DataType type) { outs.at(i) = type; }
 };
 struct TilingContext : Call {
-  std::vector<int64_t> tiling = std::vector<int64_t>(64, -1);
+  std::vector<int64_t> tiling = std::vector<int64_t>(256, -1);
   size_t fields = 0, workspace = 0;
   uint32_t blocks = 0, mode = 0;
-  const StorageShape* GetInputShape(size_t i) const { return &shapes.at(i); }
-  const Desc* GetInputDesc(size_t i) const { return &descs.at(i); }
+  uint64_t key = 0;
+  const StorageShape* GetDynamicInputShape(size_t i, size_t element) const { return &shapes.at(i).at(element); }
   const void* GetPlatformInfo() const { return nullptr; }
   template <class T> T* GetTilingData() {
     fields = sizeof(T) / sizeof(int64_t);
@@ -74,6 +100,7 @@ struct TilingContext : Call {
   size_t* GetWorkspaceSizes(size_t) { return &workspace; }
   void SetBlockDim(uint32_t n) { blocks = n; }
   void SetScheduleMode(uint32_t n) { mode = n; }
+  void SetTilingKey(uint64_t n) { key = n; }
 };
 }  // namespace gert
 
@@ -81,23 +108,29 @@ namespace platform_ascendc {
 enum class CoreMemType { UB };
 struct PlatformAscendC {
   explicit PlatformAscendC(const void*) {}
-  static inline uint64_t cores = 0, buffer = 0;
-  uint32_t GetCoreNumAiv() const { return cores; }
+  static inline uint64_t vector_cores = 0, cube_cores = 0, buffer = 0;
+  uint32_t GetCoreNumAiv() const { return vector_cores; }
+  uint32_t GetCoreNumAic() const { return cube_cores; }
   void GetCoreMemSize(CoreMemType, uint64_t& size) const { size = buffer; }
   size_t GetLibApiWorkSpaceSize() const { return 16 << 20; }
 };
 }  // namespace platform_ascendc
 
 namespace ops {
-enum Option { REQUIRED, OPTIONAL };
+enum Option { REQUIRED, OPTIONAL, DYNAMIC };
+enum Kind { INT, STRING, LIST_BOOL };
 struct Item {
   std::string name;
   std::vector<ge::DataType> types;
   size_t formats = 0;
   bool read = false;
-  Item& ParamType(Option) { return *this; }
-  Item& AttrType(Option) { return *this; }
-  Item& Int() { return *this; }
+  Option option = REQUIRED;
+  Kind kind = INT;
+  Item& ParamType(Option x) { option = x; return *this; }
+  Item& AttrType(Option x) { option = x; return *this; }
+  Item& Int() { kind = INT; return *this; }
+  Item& String() { kind = STRING; return *this; }
+  Item& ListBool() { kind = LIST_BOOL; return *this; }
   Item& DataType(std::vector<ge::DataType> all) { types = all; return *this; }
   Item& Format(std::vector<ge::Format> all) { formats = all.size(); return *this; }
   Item& UnknownShapeFormat(std::vector<ge::Format> all) { formats += all.size(); return *this; }

@@ -2,6 +2,8 @@
 #pragma once
 #include <torch/extension.h>
 
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "aclnn/acl_meta.h"
@@ -34,6 +36,89 @@ class Operand {
   at::Tensor held;
   aclTensor* made;
 };
+
+// An operand that need not be there.
+class Optional {
+ public:
+  explicit Optional(const std::optional<at::Tensor>& tensor) {
+    if (tensor.has_value()) held = std::make_unique<Operand>(*tensor);
+  }
+  operator aclTensor*() const { return held ? static_cast<aclTensor*>(*held) : nullptr; }
+
+ private:
+  std::unique_ptr<Operand> held;
+};
+
+// The tensors of a dynamic input or output.
+class Operands {
+ public:
+  explicit Operands(const std::vector<at::Tensor>& tensors) : held(tensors) {
+    std::vector<aclTensor*> each;
+    for (at::Tensor& tensor : held) {
+      tensor = tensor.contiguous();
+      each.push_back(aclCreateTensor(tensor.sizes().data(), tensor.dim(), type_of(tensor), tensor.strides().data(), 0,
+                                     ACL_FORMAT_ND, tensor.sizes().data(), tensor.dim(), tensor.data_ptr()));
+    }
+    made = aclCreateTensorList(each.data(), each.size());
+  }
+  Operands(const Operands&) = delete;
+  ~Operands() { aclDestroyTensorList(made); }  // and its tensors
+  operator aclTensorList*() const { return made; }
+
+ private:
+  std::vector<at::Tensor> held;
+  aclTensorList* made;
+};
+
+// Yes or no, for each.
+class Flags {
+ public:
+  explicit Flags(const c10::List<bool>& flags) {
+    std::unique_ptr<bool[]> each(new bool[flags.size()]);
+    for (size_t i = 0; i < flags.size(); i++) each[i] = flags[i];
+    made = aclCreateBoolArray(each.get(), flags.size());
+  }
+  Flags(const Flags&) = delete;
+  ~Flags() { aclDestroyBoolArray(made); }
+  operator aclBoolArray*() const { return made; }
+
+ private:
+  aclBoolArray* made;
+};
+
+inline std::vector<at::Tensor> of_type(at::TensorList tensors, at::ScalarType type) {
+  std::vector<at::Tensor> found;
+  for (const at::Tensor& tensor : tensors)
+    if (tensor.scalar_type() == type) found.push_back(tensor);
+  return found;
+}
+
+// "float32,int64": in which order leaves of several types stand.
+inline std::string types_of(at::TensorList tensors) {
+  std::string found;
+  for (const at::Tensor& tensor : tensors) {
+    const at::ScalarType type = tensor.scalar_type();
+    if (!found.empty()) found += ",";
+    found += type == at::kFloat      ? "float32"
+             : type == at::kHalf     ? "float16"
+             : type == at::kBFloat16 ? "bfloat16"
+             : type == at::kInt      ? "int32"
+             : type == at::kLong     ? "int64"
+                                     : "bool";
+  }
+  return found;
+}
+
+// The type of a score program's result.
+inline at::ScalarType type_in(const std::string& program) {
+  if (program.find("\nout_dtype f16\n") != std::string::npos) return at::kHalf;
+  return program.find("\nout_dtype bf16\n") != std::string::npos ? at::kBFloat16 : at::kFloat;
+}
+
+// Where a gradient goes; without elements where nobody wants it.
+inline at::Tensor gradient(const std::optional<at::Tensor>& of, bool wanted, const at::Tensor& v) {
+  return wanted && of.has_value() ? at::empty(of->sizes(), of->options()) : at::empty({0}, v.options());
+}
 
 // A number that the host reads.
 class Number {

@@ -1,0 +1,143 @@
+"""`struct Program` of an attention kernel in C++: tables, one-sided columns, the hull, the functions of tiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from gr_compile.analysis.expr import Expr, const
+from gr_compile.lowering.ascendc.attention.call import ELEMENT, LEAF
+from gr_compile.lowering.ascendc.attention.operands_text import read_runtime
+from gr_compile.lowering.ascendc.attention.scalar import CXX
+from gr_compile.lowering.ascendc.tiling import up
+from gr_compile.lowering.cpu.lanes import INT64
+from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
+from gr_compile.ops.score_program import HEAD
+
+if TYPE_CHECKING:
+    from gr_compile.lowering.ascendc.attention.printer import Printer
+
+
+def program(printer: Printer) -> str:
+    """The struct."""
+    lines = ["struct Program : Tile {", "const Operands& o;", "bool fits = true;"]
+    lines += [f"const GlobalTensor<{LEAF[x]}>& leaf{at};" for at, x in enumerate(printer.call.leaf_dtypes)]
+    lines += [f"{CXX[x.dtype]} uniform{at};" for at, x in enumerate(printer.context.columns.uniforms)]
+    leaves = "".join(f", leaf{at}(o.leaf{at})" for at in range(len(printer.call.leaf_dtypes)))
+    lines.append(f"__aicore__ inline explicit Program(const Operands& o) : o(o){leaves} {{}}")
+    lines += [_layout(printer), _tables(printer), _begin(printer), *_sides(printer), *_hull(printer)]
+    lines.append(read_runtime("softmax.h"))
+    lines += printer.members()
+    for name in ("statistics", "inner", *list(printer.listings)[-1:]):
+        kind = "LocalTensor<float>" if name == "weights" else "void"
+        body = printer.listings[name].lines if name in printer.listings else []
+        lines += [f"__aicore__ inline {kind} {name}() {{", *body, "}"]
+    return "\n".join([*lines, "};"])
+
+
+def _layout(printer: Printer) -> str:
+    need = printer.demand()
+    takes = [
+        f"tiles_at = take({need.tiles} * o.vr * o.c * 4);",
+        f"bits_at = take({need.bits} * up(o.vr * o.c / 8, 32));",
+        f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.c * 4);",
+        f"given_rows_at = take({need.kept_rows} * up(o.r / 2, 8) * 4);",
+        f"given_columns_at = take({need.kept_columns} * o.c * 4);", "spread_at = take(o.vr * 32);",
+    ]  # fmt: skip
+    tables = [f"table{at}_at = take({4 * printer.call.count(at)});" for at in printer.resident()]
+    for name, count in printer.table_sums().items():
+        tables.append(f"{name}_at = take({4 * count});")
+    for at, table in printer.context.buckets.values():
+        cells = len(table.values)
+        tables += [f"limits{at}_at = take({4 * cells});", f"values{at}_at = take({8 * cells});"]
+    names = [x.split(" ")[0] for x in tables]
+    members = [f"uint32_t {', '.join([*names, 'transpose_at'])};"]
+    for at in printer.resident():
+        members.append(_getter(f"table{at}", f"table{at}_at", printer.call.count(at)))
+    for name, count in printer.table_sums().items():
+        members.append(_getter(name, f"{name}_at", count, "float"))
+    for at, table in printer.context.buckets.values():
+        members.append(_getter(f"limits{at}", f"limits{at}_at", len(table.values)))
+        members.append(_getter(f"values{at}", f"values{at}_at", 2 * len(table.values)))
+    shape = "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    transpose = ["if (sizeof(VT) == 4 || sizeof(QT) == 4) transpose_at = take(64 * up(most(o.d, o.dv), 8) + 256);"]
+    return "\n".join([*members, "__aicore__ inline void layout() {", shape, *takes, *tables, *transpose, "}"])
+
+
+def _tables(printer: Printer) -> str:
+    """Tables into the unified buffer: leaves, and the cells of step functions."""
+    lines = ["__aicore__ inline void load_tables() {"]
+    for at in printer.resident():
+        dtype, count = printer.call.leaf_dtypes[at], printer.call.count(at)
+        if dtype in (torch.float32, torch.int32):
+            lines.append(f"DataCopyPad(table{at}(), leaf{at}.ReinterpretCast<int32_t>(),")
+            lines.append(f"DataCopyExtParams(1, {4 * count}, 0, 0, 0),")
+            lines.append(f"DataCopyPadExtParams<int32_t>(true, 0, {up(count, 8) - count}, 0));")
+            continue
+        kind = "float" if dtype in ELEMENT or dtype == torch.bool else "int32_t"
+        read = f"ToFloat(leaf{at}.GetValue(x))" if dtype == torch.bfloat16 else f"({kind})leaf{at}.GetValue(x)"
+        loop = f"for (int32_t x = 0; x < {count}; x++)"
+        lines.append(f"{loop} table{at}().ReinterpretCast<{kind}>().SetValue(x, {read});")
+    for at, table in printer.context.buckets.values():
+        lines += [f"limits{at}().SetValue({x}, {limit});" for x, limit in enumerate(table.thresholds)]
+        values = [value for pair in table.values for value in pair]
+        lines += [f"values{at}().SetValue({x}, {value});" for x, value in enumerate(values)]
+    lines += [f"Duplicate({name}(), 0.0f, {up(count, 8)});" for name, count in printer.table_sums().items()]
+    return "\n".join([*lines, "order<HardEvent::MTE2_V>();", "order<HardEvent::S_V>();", "}"])
+
+
+def _begin(printer: Printer) -> str:
+    scalars = printer.scalars({SEQUENCE: "b", HEAD: "h"})
+    stores = []
+    for at, node in enumerate(printer.context.columns.uniforms):
+        value = scalars.value(node)
+        stores.append(f"uniform{at} = {value};")
+        stores += _check_range(printer, node, value)
+    return "\n".join(["__aicore__ inline void begin(int64_t b, int64_t h) {", *scalars.lines, *stores, "}"])
+
+
+def _check_range(printer: Printer, node: Expr, value: str) -> list[str]:
+    interval = printer.context.lanes.interval(node) if node.dtype == "i" else INT64
+    if interval == INT64:
+        return []
+    low, high = interval
+    return [f"fits = fits && {value} >= {low}LL && {value} <= {high}LL;"]
+
+
+def _sides(printer: Printer) -> list[str]:
+    """What a row, and a key, give: the scalar unit's functions that fill the columns."""
+    row, column = "kept_row", "given_column"
+    return [
+        _side(printer, "row_values", "b, i", QUERY, printer.rows, row, 0),
+        _side(printer, "head_row_values", "b, h, i", QUERY, printer.head_rows, row, len(printer.rows)),
+        _side(printer, "column_values", "b, j", KEY, printer.columns, column, 0),
+        _side(printer, "head_column_values", "b, h, j", KEY, printer.head_columns, column, len(printer.columns)),
+    ]
+
+
+def _side(printer: Printer, name: str, indices: str, index: Expr, nodes: list[Expr], to: str, first: int) -> str:
+    letter = index.args[0]
+    scalars = printer.scalars({SEQUENCE: "b", HEAD: "h", index: letter})
+    stores = []
+    for at, node in enumerate(nodes):
+        value = scalars.value(node)
+        kind = "int32_t" if node.dtype == "i" else "float"
+        stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *_check_range(printer, node, value)]
+    arguments = ", ".join(f"int64_t {x}" for x in indices.split(", "))
+    head = f"__aicore__ inline bool {name}({arguments}, int32_t y) {{"
+    return "\n".join([head, "bool fits = true;", *scalars.lines, *stores, "return fits;", "}"])
+
+
+def _hull(printer: Printer) -> list[str]:
+    lines = []
+    for name in ("key_low", "key_high"):
+        scalars = printer.scalars({SEQUENCE: "b", QUERY: "i"})
+        value = scalars.value(getattr(printer.program, name) or const(0))
+        body = " ".join(scalars.lines)
+        lines.append(f"__aicore__ inline int64_t {name}(int64_t b, int64_t i) {{ {body} return {value}; }}")
+    return lines
+
+
+def _getter(name: str, at: str, count: int, kind: str = "int32_t") -> str:
+    return f"__aicore__ inline LocalTensor<{kind}> {name}() {{ return piece<{kind}>({at}, {up(count, 8)}); }}"
