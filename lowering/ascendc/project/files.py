@@ -52,7 +52,7 @@ def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION
     found["op_kernel/CMakeLists.txt"] = _kernel_cmake(rows)
     found["torch_binding/binding.cpp"] = binding(rows)
     found["tests/operators.py"] = _listed([row for name, row in zip(names, rows) if name in RECIPES], attention)
-    found["README.md"] = _readme(rows)
+    found["README.md"] = _readme(rows, attention)
     return dict(sorted(found.items()))
 
 
@@ -150,7 +150,15 @@ npu_op_package_add(${{package_name}} LIBRARY gr_kernels)
 """
 
 
-def _readme(rows: Sequence[Operator]) -> str:
+_PROGRAMS = """\
+Attention is printed for the score programs, heads, widths and dtypes of the graphs that were lowered: one tiling key
+and one `program_*.h` each. What none of them serves fails in the tiling function, which says so on stderr.
+
+"""
+
+
+def _readme(rows: Sequence[Operator], attention: Attention) -> str:
+    more = _PROGRAMS if attention else ""
     table = "\n".join(f"| `gr::{row.name}` | `{row.ge_type}` | {row.summary} |" for row in rows)
     return f"""\
 # gr:: operators for Ascend 910B
@@ -171,6 +179,6 @@ source "$ASCEND_OPP_PATH"/vendors/gr/bin/set_env.bash
 PYTHONPATH=torch_binding pytest tests
 ```
 
-The operators' tiling is computed on the host by `op_host/*_tiling.h`, from the formulas that gr_compile evaluates, too;
-core counts and buffer sizes come from the platform. `proto/` holds the operators' descriptions for msopgen.
+{more}The operators' tiling is computed on the host by `op_host/*_tiling.h`, from the formulas that gr_compile
+evaluates, too; core counts and buffer sizes come from the platform. `proto/` holds the operators' descriptions for msopgen.
 """

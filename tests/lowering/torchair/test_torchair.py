@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gr_compile.lower import LowerError
+from gr_compile.lowering.ascendc.attention.call import dtype_name
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall, print_programs
+from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
@@ -63,6 +66,11 @@ class Outcome:
             refuse_failures([self.converted[name]])
             self.described[name] = item.finish(self.converted[name], scratch, self.folder)
         self.scratch = scratch
+
+    def attention(self, case: Case, part: str = "forward") -> list[AttentionCall]:
+        """The calls that kernels are printed for."""
+        (found,) = [one for one in self.converted[str(case)].parts if one.name == part]
+        return [AttentionCall.read(call) for call in found.attention]
 
     def graph(self, case: Case, part: str = "forward") -> dict[str, GeNode]:
         return read(self.folder / str(case) / f"{part}.pbtxt")
@@ -135,6 +143,22 @@ def test_attention_is_one_node_a_layer_with_the_models_program(outcome, case):
         fed = (port_of(OPERATORS["gr::jagged_attention"], name) for name in node.strings("_input_name_key"))
         assert Counter(name for name in fed if "leaves" in name) == Counter(f"leaves_{kind}" for kind in types)
         assert bool(node.named_inputs()["seed"]) == parsed.has_dropout
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].passes != "none"])
+def test_kernels_of_attention_are_printed_for_what_the_nodes_hold(outcome, case):
+    for part in ("forward", "backward") if case.training else ("forward",):
+        nodes = [node for node in outcome.graph(case, part).values() if node.type.startswith("GrJaggedAttention")]
+        calls = outcome.attention(case, part)
+        assert len(calls) == case.layers
+        for node, call in zip(nodes, calls, strict=True):
+            assert node.strings("program") == [call.call.program.text()] and node.numbers("heads") == [call.call.heads]
+            assert node.strings("leaves_types") == [",".join(map(dtype_name, call.call.leaf_dtypes))]
+            assert call.needs == (None if part == "forward" else tuple(node.flags("needs_grad")))
+            assert not case.dynamic or all((at, 0) in call.call.open for at, x in enumerate(call.call.extents) if len(x) > 1)
+    dropped = case.dropout and "dropout" in outcome.attention(case)[0].call.program.text()
+    calls = outcome.attention(case)
+    assert bool(print_programs(calls, machine("910b1")).refused) == bool(dropped)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.values[0].passes != "none"])

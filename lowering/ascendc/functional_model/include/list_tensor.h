@@ -8,7 +8,6 @@ class ListTensorDesc {
   ListTensorDesc() = default;
   ListTensorDesc(void* list) { Init(list); }
   void Init(void* list) {
-    if (!list) refuse("ListTensorDesc: no list");
     const uint64_t* words = (const uint64_t*)list;
     if (words[0] != 24 || words[2] != 0xffffffff) refuse("ListTensorDesc: the parameter is no list of tensors");
     count = (uint32_t)(words[1] >> 32), first = words + 3;

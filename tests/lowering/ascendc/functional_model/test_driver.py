@@ -13,6 +13,7 @@ from gr_compile.lowering.ascendc.functional_model import (
     Broken,
     CompileError,
     In,
+    Listed,
     Out,
     Program,
     Tiling,
@@ -25,6 +26,22 @@ _SLEEPER = """
 #include "kernel_operator.h"
 extern "C" __global__ __aicore__ void sleeper(GM_ADDR z) { while (true) ((volatile uint8_t*)z)[0] = 1; }
 extern "C" __global__ __aicore__ void thrower(GM_ADDR z) { throw std::runtime_error("of its own"); }
+"""
+_LISTS = """
+#include "kernel_operator.h"
+using namespace AscendC;
+extern "C" __global__ __aicore__ void sum_of(GM_ADDR list, GM_ADDR z, GM_ADDR tiling) {
+  GET_TILING_DATA(t, tiling);
+  ListTensorDesc tensors((__gm__ void*)list);
+  GlobalTensor<int64_t> x, sum;
+  int64_t total = 0;
+  for (int64_t i = 0; i < tensors.GetSize() + t.beyond; i++) {
+    x.SetGlobalBuffer(tensors.GetDataPtr<int64_t>(i), 1);
+    total += x.GetValue(0);
+  }
+  sum.SetGlobalBuffer((__gm__ int64_t*)z, 1);
+  sum.SetValue(0, total);
+}
 """
 
 
@@ -52,6 +69,17 @@ def test_what_a_kernel_does_to_itself() -> None:
         built.run("thrower", [Workspace(32), Workspace(32)], MACHINE)
     with pytest.raises(Broken, match="no kernel other"):
         built.run("other", [], MACHINE)
+
+
+def test_a_parameter_lists_tensors() -> None:
+    built = compile_kernels(_LISTS, ["sum_of"], tiling=[("beyond", "int64_t")])
+    out, tensors = Out((1,), torch.int64), [In(torch.tensor([x])) for x in (2, 3, 4)]
+    for listed, total in ((tensors, 9), (tensors[1:2], 3), ([], 0)):
+        assert built.run("sum_of", [Listed(listed), out, Tiling({"beyond": 0})], MACHINE)[0].item() == total
+    with pytest.raises(Broken, match="GetDataPtr of tensor 3 of 3"):
+        built.run("sum_of", [Listed(tensors), out, Tiling({"beyond": 1})], MACHINE)
+    with pytest.raises(Broken, match="the parameter is no list of tensors"):
+        built.run("sum_of", [In(torch.zeros(4)), out, Tiling({"beyond": 0})], MACHINE)
 
 
 def test_a_name_that_is_not_modelled_does_not_compile() -> None:
