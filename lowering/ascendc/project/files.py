@@ -180,5 +180,6 @@ PYTHONPATH=torch_binding pytest tests
 ```
 
 {more}The operators' tiling is computed on the host by `op_host/*_tiling.h`, from the formulas that gr_compile
-evaluates, too; core counts and buffer sizes come from the platform. `proto/` holds the operators' descriptions for msopgen.
+evaluates, too; core counts and buffer sizes come from the platform. `proto/` holds the operators' descriptions for
+msopgen.
 """
