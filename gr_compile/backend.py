@@ -109,7 +109,7 @@ def find_target(text: str) -> Any:
 
 def passes_for(target: Any, passes: Any) -> Pipeline:
     """The passes that were asked for, as the target needs them."""
-    pipeline = Pipeline.parse(passes)
+    pipeline = Pipeline.parse(passes, target.name)
     adapt: Callable[[Pipeline], Pipeline] | None = getattr(target, "adapt", None)
     return pipeline if adapt is None else adapt(pipeline)
 

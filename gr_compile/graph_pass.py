@@ -106,6 +106,7 @@ class Pass(ABC):
     conflicts: ClassVar[frozenset[str]] = frozenset()
     after: ClassVar[frozenset[str]] = frozenset()  # names of passes that, where present, run first
     numerics: ClassVar[Numerics] = "bitwise"
+    preset_targets: ClassVar[frozenset[str] | None] = None  # presets take it for these targets alone; None: for all
 
     @abstractmethod
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:

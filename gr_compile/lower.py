@@ -125,7 +125,7 @@ def lower(
     lowering = find_lowering(target, machine)
     train = bool(getattr(model, "training", False)) if training is None else training
     with _folder(Path(out)) as folder:
-        session = Session(config, lowering.adapt(Pipeline.parse(passes)))
+        session = Session(config, lowering.adapt(Pipeline.parse(passes, lowering.name)))
         graphs = capture_graphs(model, args, dict(kwargs or {}), session, lowering, train)
         found = lowering.write(graphs, folder)
         report = {

@@ -112,8 +112,10 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     @classmethod
-    def parse(cls, passes: str | Pass | Sequence[str | Pass] | None) -> Pipeline:
+    def parse(cls, passes: str | Pass | Sequence[str | Pass] | None, target: str = "") -> Pipeline:
         """From text ("default,-canonicalize", "eliminate-padding{mode=bucket}"), Pass objects, or a list of both.
+
+        `target`: the name of the target that presets are for; "" is none that a pass is reserved for.
 
         Raises:
             PipelineError: unknown pass or option (with the closest ones), unmet requirement, conflict, cycle.
@@ -125,7 +127,7 @@ class Pipeline:
             if isinstance(item, Pass):
                 chosen[item.name] = item
             elif isinstance(item, str):
-                _apply_text(item, chosen)
+                _apply_text(item, chosen, target)
             else:
                 given = (
                     f"the class {item.__name__}; write {item.__name__}()"
@@ -164,7 +166,7 @@ class Pipeline:
             provided |= item.provides
 
 
-def _apply_text(text: str, chosen: dict[str, Pass]) -> None:
+def _apply_text(text: str, chosen: dict[str, Pass], target: str) -> None:
     position = 0
     while position < len(text):
         found = _ITEM.match(text, position)
@@ -182,18 +184,22 @@ def _apply_text(text: str, chosen: dict[str, Pass]) -> None:
         elif name in PRESETS:
             if options is not None:
                 raise PipelineError(f"the preset {name} takes no options")
-            for item in _preset(name):
+            for item in _preset(name, target):
                 chosen.setdefault(item.name, item)
         else:
             chosen[name] = _with_options(_find(name), options or "")
 
 
-def _preset(name: str) -> list[Pass]:
+def _preset(name: str, target: str) -> list[Pass]:
     limit = PRESETS[name]
     if limit is None:
         return []
     allowed = NUMERICS[: NUMERICS.index(limit) + 1]
-    return [pass_class() for pass_class in list_passes() if pass_class.numerics in allowed]
+    return [
+        pass_class() for pass_class in list_passes()
+        if pass_class.numerics in allowed
+        and (pass_class.preset_targets is None or target in pass_class.preset_targets)
+    ]  # fmt: skip
 
 
 def _find(name: str) -> type[Pass]:

@@ -8,7 +8,7 @@ What the torch schema says is read from it, argument by argument, and not writte
     Tensor            a required input                  Tensor?           an optional input
     SymInt, SymInt[]  an input that is int64: a GE attribute is a constant, a size need not be one
     Scalar            an input of the dtype of another argument, so that any number keeps its value
-    str, bool[]       an attribute                      Tensor[]          a dynamic input for each dtype
+    float, bool, str  an attribute, as is bool[]        Tensor[]          a dynamic input for each dtype
 
 A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), and the names of
 outputs. GE gives all elements of a dynamic input one dtype; a list of tensors of several dtypes becomes one dynamic
@@ -29,13 +29,15 @@ import torch
 import gr_compile.ops  # noqa: F401  (registers them)
 
 Role = Literal["required", "optional", "dynamic"]
-AttributeType = Literal["int", "str", "list_bool"]
+AttributeType = Literal["int", "float", "bool", "str", "list_bool"]
 FORMAT = "ND"
 
 FLOATS = ("float32", "float16", "bfloat16")
 WHOLE = ("int32", "int64")
 MOVED = (*FLOATS, *WHOLE, "bool")
-_ATTRIBUTE_OF: Mapping[str, AttributeType] = {"int": "int", "str": "str", "List[bool]": "list_bool"}
+_ATTRIBUTE_OF: Mapping[str, AttributeType] = {
+    "int": "int", "float": "float", "bool": "bool", "str": "str", "List[bool]": "list_bool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,16 @@ def _list_ports(name: str, types: tuple[str, ...]) -> tuple[Port, ...]:
     return tuple(Port(f"{name}_{dtype}", "dynamic", (dtype,), "", name) for dtype in types)
 
 
+_PARTS = ("u", "v", "q", "k")
+_GRAD_PARTS = tuple(f"grad_{part}" for part in _PARTS)
+_WIDTHS = frozenset(f"{part}_width" for part in _PARTS)
+
+
+def _typed(*names: str) -> dict[str, str]:
+    """One variable, T, for all of them."""
+    return dict.fromkeys(names, "T")
+
+
 _ATTENTION = {"q": "Q", "k": "Q", "v": "V"}
 _ATTENTION_TYPES = {"Q": FLOATS, "V": FLOATS, "O": FLOATS}
 _ROWS: tuple[Operator, ...] = (
@@ -184,6 +196,28 @@ _ROWS: tuple[Operator, ...] = (
         {**_ATTENTION, "grad_out": "O", "grad_q": "Q", "grad_k": "Q", "grad_v": "V"}, _ATTENTION_TYPES,
         results=("grad_q", "grad_k", "grad_v"), constants=frozenset({"heads"}),
         lists={"leaves": MOVED, "grad_leaves": FLOATS},
+    ),
+    Operator(
+        "norm_gate", "u times the LayerNorm or RMSNorm of x over the features",
+        _typed("x", "u", "weight", "bias", "y"), {"T": FLOATS},
+    ),
+    Operator(
+        "norm_gate_backward", "the gradients of x, u, weight and bias",
+        _typed("grad", "x", "u", "weight", "bias", "grad_x", "grad_u", "grad_weight", "grad_bias"), {"T": FLOATS},
+        results=("grad_x", "grad_u", "grad_weight", "grad_bias"),
+    ),
+    Operator("rms_norm", "the RMSNorm of x over the features", _typed("x", "weight", "y"), {"T": FLOATS}),
+    Operator(
+        "rms_norm_backward", "the gradients of x and weight", _typed("grad", "x", "weight", "grad_x", "grad_weight"),
+        {"T": FLOATS}, results=("grad_x", "grad_weight"),
+    ),
+    Operator(
+        "silu_split", "four parts of the features, those activated through SiLU", _typed("x", *_PARTS), {"T": FLOATS},
+        results=_PARTS, constants=_WIDTHS | {"activated"},
+    ),
+    Operator(
+        "silu_split_backward", "the gradient of x from those of the parts", _typed(*_GRAD_PARTS, "x", "y"),
+        {"T": FLOATS}, constants=frozenset({"activated"}),
     ),
 )  # fmt: skip
 OPERATORS: Mapping[str, Operator] = {f"gr::{row.name}": row for row in _ROWS}

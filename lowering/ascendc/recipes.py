@@ -9,39 +9,12 @@ printed from it. Two of the names are no fields of the tiling: `blocks` (of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gr_compile.lowering.ascendc.formulas import Formula
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A vector kernel of one operator.
-
-    Attributes:
-        operator: as in the table, "gr::pack".
-        shape: of the result: formulas, and rest(port, from) for the sizes of a port from one on.
-        files: of kernels/, in the order in which they follow one another.
-        formulas: of the tiling, `blocks` and `workspace`, in order.
-        reason: why the tiling is what it is; formulas' names in braces stand for their values.
-        meets: blocks wait for each other, so that all of them must run at once.
-    """
-
-    operator: str
-    shape: tuple[str, ...]
-    files: tuple[str, ...]
-    formulas: tuple[Formula, ...]
-    reason: str
-    meets: bool = False
-
-
-def _local(name: str, text: str) -> Formula:
-    return Formula(name, text, field=False)
-
-
-def _fields(**texts: str) -> tuple[Formula, ...]:
-    return tuple(Formula(name, text) for name, text in texts.items())
-
+from gr_compile.lowering.ascendc.recipe import Recipe
+from gr_compile.lowering.ascendc.recipe import fields as _fields
+from gr_compile.lowering.ascendc.recipe import local_formula as _local
+from gr_compile.lowering.ascendc.token_recipes import TOKEN_RECIPES
 
 _NO_WORKSPACE = _local("workspace", "0")
 
@@ -162,4 +135,4 @@ _RECIPES = (
         "{lookups} ids, so that a row that most lookups want bounds the time",
     ),
 )  # fmt: skip
-RECIPES: Mapping[str, Recipe] = {recipe.operator: recipe for recipe in _RECIPES}
+RECIPES: Mapping[str, Recipe] = {recipe.operator: recipe for recipe in (*_RECIPES, *TOKEN_RECIPES)}

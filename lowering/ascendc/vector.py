@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +20,8 @@ from gr_compile.lowering.ascendc.formulas import evaluate
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
-from gr_compile.lowering.ascendc.recipes import RECIPES, Recipe
+from gr_compile.lowering.ascendc.recipe import Recipe
+from gr_compile.lowering.ascendc.recipes import RECIPES
 
 _FOLDER = Path(__file__).parent / "kernels"
 CTYPES: Mapping[str, str] = {
@@ -133,8 +135,12 @@ class CallFacts:
                 return int(value.dtype.itemsize)
             case "is_float32":
                 return int(value.dtype == torch.float32)
-            case "number" | "attribute":
+            case "number" | "attribute" | "truth":
                 return int(value)
+            case "has":
+                return int(value is not None)
+            case "bits":
+                return int.from_bytes(struct.pack("<f", value), "little", signed=True)
         raise ValueError(f"{name} is nothing that is known of a call of gr::{self.row.name}")
 
 

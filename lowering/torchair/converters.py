@@ -118,6 +118,10 @@ class _Call:
             return attr.Str(",".join(dtype_of(item) or "" for item in value))
         if kind == "list_bool":
             return attr.ListBool([bool(item) for item in value])
+        if kind in ("float", "bool"):
+            if not isinstance(value, (bool, float, int)):
+                raise CannotConvert(f"gr::{self.row.name}: {name} must be a constant of the model")
+            return attr.Float(float(value)) if kind == "float" else attr.Bool(bool(value))
         if kind == "int" and not isinstance(value, int):
             raise CannotConvert(f"gr::{self.row.name}: {name} must be a constant of the model, not a size of the call")
         return attr.Int(value) if kind == "int" else attr.Str(value)

@@ -44,6 +44,7 @@ _WHY_NOT: Mapping[str, str] = {
     "gr::pack": "DenseToJagged takes the first places of each sequence and their number as a constant; pack takes any",
     "gr::unpack": "JaggedToPaddedDense fills the first places of each sequence; unpack writes any",
     "gr::segment_sum": "SegmentSumCsr leaves junk for a segment that is empty, which a sequence may be",
+    "gr::norm_gate": "LnMul takes no epsilon, and the one that it uses is not published",
     "gr::lookup_gradient": "the library's embedding gradients belong to its own tables, with their optimizer's state",
 }
 _NOTHING = "the library has no such operator"

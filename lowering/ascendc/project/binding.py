@@ -16,7 +16,10 @@ from gr_compile.lowering.ascendc.project.host import read_numbers
 from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name
 
-_TYPES = {"Tensor": "const at::Tensor&", "SymInt": "int64_t", "number": "const at::Scalar&"}
+_TYPES = {
+    "Tensor": "const at::Tensor&", "Optional[Tensor]": "const std::optional<at::Tensor>&", "SymInt": "int64_t",
+    "number": "const at::Scalar&", "float": "double", "bool": "bool",
+}  # fmt: skip
 
 
 def binding(rows: Sequence[Operator]) -> str:
@@ -47,21 +50,28 @@ def _function(row: Operator) -> str:
     read = read_numbers(recipe)
     device = arguments[0].name
     held = [f"  const {_operand(port, port.name in read, row)};" for port in row.inputs]
+    made = [
+        f"  at::Tensor {port.name} = at::empty({_sizes(shape)}, {_options(row, port)});"
+        for port, shape in zip(row.outputs, recipe.shapes)
+    ]
     passed = ", ".join([
-        *(f"{port.name}_" for port in row.inputs), *(attribute.argument for attribute in row.attributes), "y_",
-        "bytes", "executor",
+        *(f"{port.name}_" for port in row.inputs), *(attribute.argument for attribute in row.attributes),
+        *(f"{port.name}_" for port in row.outputs), "bytes", "executor",
     ])  # fmt: skip
+    names = ", ".join(port.name for port in row.outputs)
+    several = f"std::tuple<{', '.join(['at::Tensor'] * len(row.outputs))}>"
+    result = "int64_t" if whole else "at::Tensor" if len(row.outputs) == 1 else several
     return "\n".join([
-        f"static {'int64_t' if whole else 'at::Tensor'} {name}({parameters}) {{",
-        f"  at::Tensor y = at::empty({_sizes(row)}, {_options(row)});",
+        f"static {result} {name}({parameters}) {{",
+        *made,
         *held,
-        "  const Operand y_(y);",
+        *(f"  const Operand {port.name}_({port.name});" for port in row.outputs),
         f'  launch("gr::{row.name}", {device},',
         "         [&](uint64_t* bytes, aclOpExecutor** executor) {",
         f"           return aclnn{row.ge_type}GetWorkspaceSize({passed});",
         "         },",
         f"         aclnn{row.ge_type});",
-        f"  return {'y.item<int64_t>()' if whole else 'y'};",
+        f"  return {'y.item<int64_t>()' if whole else names if len(row.outputs) == 1 else f'{{{names}}}'};",
         "}",
         "",
     ])  # fmt: skip
@@ -78,27 +88,33 @@ def _operand(port: Port, read: bool, row: Operator) -> str:
         return f"Number {port.name}_({port.name})"
     if like is not None:
         return f"Operand {port.name}_(at::full({{1}}, {port.name}, {like}.options()))"
+    if port.role == "optional":
+        return f"Optional {port.name}_({port.name})"
     return f"Operand {port.name}_({port.name})"
 
 
-def _sizes(row: Operator) -> str:
-    numbers, rest = [], ""
-    for text in RECIPES[f"gr::{row.name}"].shape:
+def _sizes(shape: Sequence[str]) -> str:
+    numbers, rest, lead = [], "", ""
+    for text in shape:
         ((what, words), *_) = calls(Formula("size", text))
         if what == "rest":
             rest = f", {words[0]}.sizes().slice({words[1]})"
+        elif what == "lead":
+            lead = f"{words[0]}.sizes().slice(0, {words[0]}.dim() - 1).vec()"
         else:
             (line,) = as_cpp([Formula("size", text)], _spell)
             numbers.append(line.removeprefix("int64_t size = ")[:-1])
-    return f"joined({{{', '.join(numbers)}}}{rest})"
+    listed = f"{{{', '.join(numbers)}}}"
+    return f"joined({lead}, {listed})" if lead else f"joined({listed}{rest})"
 
 
 def _spell(what: str, words: Sequence[str | int]) -> str:
-    return str(words[0]) if what == "number" else f"{words[0]}.size({words[1]})"
+    if what in ("number", "attribute"):
+        return str(words[0])
+    return f"{words[0]}.has_value()" if what == "has" else f"{words[0]}.size({words[1]})"
 
 
-def _options(row: Operator) -> str:
-    (result,) = row.outputs
+def _options(row: Operator, result: Port) -> str:
     first = row.inputs[0].name
     if not result.variable:
         return f"{first}.options().dtype(at::kLong)"

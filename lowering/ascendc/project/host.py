@@ -11,7 +11,8 @@ from functools import partial
 
 from gr_compile.lowering.ascendc.formulas import MACHINE, Formula, as_cpp, calls
 from gr_compile.lowering.ascendc.operators import FORMAT, Operator, Port
-from gr_compile.lowering.ascendc.recipes import RECIPES, Recipe
+from gr_compile.lowering.ascendc.recipe import Recipe
+from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name, tiling_fields
 
 GE_TYPES = {
@@ -19,7 +20,8 @@ GE_TYPES = {
     "bool": "DT_BOOL",
 }  # fmt: skip
 SOCS = ("ascend910b", "ascend910_93")
-_ATTRIBUTES = {"int": "Int()", "str": "String()", "list_bool": "ListBool()"}
+_ATTRIBUTES = {"int": "Int()", "float": "Float()", "bool": "Bool()", "str": "String()", "list_bool": "ListBool()"}
+_OF_ATTRIBUTES = ("attribute", "truth", "bits")
 
 
 def tiling_data(row: Operator) -> str:
@@ -55,7 +57,7 @@ template <class Call> {name}Launch {name}Tiling(const Call& call, {parameters}) 
 
 def spell_fact(row: Operator, what: str, words: Sequence[str | int]) -> str:
     """What is known of a call, asked of an object `call`: ports and attributes by number."""
-    names = [item.name for item in (row.attributes if what == "attribute" else row.inputs)]
+    names = [item.name for item in (row.attributes if what in _OF_ATTRIBUTES else row.inputs)]
     port, *rest = words
     return f"call.{what}({', '.join([f'/*{port}*/ {names.index(str(port))}', *map(str, rest)])})"
 
@@ -89,9 +91,7 @@ static ge::graphStatus Tile(gert::TilingContext* context) {{
 namespace ge {{
 static ge::graphStatus InferShape(gert::InferShapeContext* context) {{
   const Call<gert::InferShapeContext> call{{context}};
-  gert::Shape& shape = *context->GetOutputShape(0);
-  shape.SetDimNum(0);
-{_shape(row, recipe)}
+{chr(10).join(_shape(row, number, shape) for number, shape in enumerate(recipe.shapes))}
   return GRAPH_SUCCESS;
 }}
 static ge::graphStatus InferDataType(gert::InferDataTypeContext* context) {{
@@ -131,7 +131,7 @@ OP_ADD({row.ge_type});
 
 def read_numbers(recipe: Recipe) -> set[str]:
     """The inputs whose value the host reads."""
-    asked = [*recipe.formulas, *(Formula("size", text) for text in recipe.shape)]
+    asked = [*recipe.formulas, *(Formula("size", text) for shape in recipe.shapes for text in shape)]
     return {str(words[0]) for formula in asked for what, words in calls(formula) if what == "number"}
 
 
@@ -156,29 +156,33 @@ def port_types(row: Operator, port: Port) -> list[str]:
     return [signature[port.variable] if port.variable else port.types[0] for signature in signatures(row)]
 
 
-def _shape(row: Operator, recipe: Recipe) -> str:
-    lines = []
-    for text in recipe.shape:
+def _shape(row: Operator, number: int, sizes: Sequence[str]) -> str:
+    lines = [f"  gert::Shape& shape_{number} = *context->GetOutputShape({number});", f"  shape_{number}.SetDimNum(0);"]
+    for text in sizes:
         ((what, words), *_) = calls(Formula("size", text))
-        if what == "rest":
-            lines.append(f"  {spell_fact(row, 'rest', words)[:-1]}, shape);")
+        if what in ("rest", "lead"):
+            lines.append(f"  {spell_fact(row, what, words)[:-1]}, shape_{number});")
         else:
             (line,) = as_cpp([Formula("size", text)], lambda fact, given: spell_fact(row, fact, given))
-            lines.append(f"  shape.AppendDim(formulas::max({line.removeprefix('int64_t size = ')[:-1]}, -1));")
+            size = line.removeprefix("int64_t size = ")[:-1]
+            lines.append(f"  shape_{number}.AppendDim(formulas::max({size}, -1));")
     return "\n".join(lines)
 
 
 def _data_type(row: Operator) -> str:
-    (result,) = row.outputs
+    return "\n".join(_type_of(row, number, result) for number, result in enumerate(row.outputs))
+
+
+def _type_of(row: Operator, number: int, result: Port) -> str:
     if not result.variable:
-        return "  context->SetOutputDataType(0, ge::DT_INT64);"
+        return f"  context->SetOutputDataType({number}, ge::DT_INT64);"
     source = next((i for i, port in enumerate(row.inputs) if port.variable == result.variable), None)
     if source is not None:
-        return f"  context->SetOutputDataType(0, context->GetInputDataType({source}));"
+        return f"  context->SetOutputDataType({number}, context->GetInputDataType({source}));"
     kept = " || ".join(f"type == ge::{GE_TYPES[dtype]}" for dtype in row.types[result.variable])
     return (
         "  const ge::DataType type = context->GetInputDataType(0);\n"
-        f"  context->SetOutputDataType(0, {kept} ? type : ge::DT_INT64);"
+        f"  context->SetOutputDataType({number}, {kept} ? type : ge::DT_INT64);"
     )
 
 

@@ -162,6 +162,12 @@ def test_every_kernel_fits_a_whole_machine(name):
         "gr::count_true": (torch.empty(512, 8192, dtype=torch.bool, device="meta"),),
         "gr::true_places": (torch.empty(512, 8192, dtype=torch.bool, device="meta"), 10**6),
         "gr::lookup_gradient": (torch.empty(10**6, 128, device="meta"), torch.empty(10**6, dtype=torch.int64, device="meta"), 10**6, 0),
+        "gr::norm_gate": (*[torch.empty(10**6, 128, device="meta")] * 2, torch.empty(128, device="meta"), None, 1e-6, True),
+        "gr::norm_gate_backward": (*[torch.empty(10**6, 128, device="meta")] * 3, torch.empty(128, device="meta"), None, 1e-6, True),
+        "gr::rms_norm": (torch.empty(10**6, 128, device="meta"), None, 1e-6),
+        "gr::rms_norm_backward": (*[torch.empty(10**6, 128, device="meta")] * 2, None, 1e-6),
+        "gr::silu_split": (torch.empty(10**6, 512, device="meta"), 128, 128, 128, 128, 15),
+        "gr::silu_split_backward": (*[torch.empty(10**6, 128, device="meta")] * 4, torch.empty(10**6, 512, device="meta"), 15),
     }[name]  # fmt: skip
     names = [argument.name for argument in OPERATORS[name].overload._schema.arguments]
     kernel = vector_kernel(name, dict(zip(names, call)), machine("910b1"))

@@ -19,27 +19,33 @@ def compiled(source: str, name: str, fields: tuple[tuple[str, str], ...]) -> Pro
 
 
 def run(operator: str, machine: Machine, *args: Any) -> torch.Tensor:
-    """The first result of a call, with no help from the compiler's own synchronisation."""
+    """The only result of a call, with no help from the compiler's own synchronisation."""
+    (found,) = run_all(operator, machine, *args)
+    return found
+
+
+def run_all(operator: str, machine: Machine, *args: Any) -> list[torch.Tensor]:
+    """All results of a call, as `run`."""
     row = OPERATORS[operator]
     names = [argument.name for argument in row.overload._schema.arguments]
     given = dict(zip(names, args))
     kernel = vector_kernel(operator, given, machine)
     want = row.overload(*args)
-    shape = (1,) if isinstance(want, int) else tuple(want.shape)
+    results = [torch.empty(1, dtype=torch.int64)] if isinstance(want, int) else [want] if isinstance(want, torch.Tensor) else want
     arguments = [
         *(In(_tensor(row, given, port.argument)) for port in row.inputs),
-        Out(shape, torch.int64 if isinstance(want, int) else want.dtype),
+        *(Out(tuple(result.shape), result.dtype) for result in results),
         Workspace(kernel.workspace_bytes),
         Tiling(kernel.tiling),
     ]
     program = compiled(kernel.source, kernel.name, kernel.tiling_fields)
-    (found,) = program.run(kernel.name, arguments, machine, blocks=kernel.blocks, auto_sync=False)
-    return found
+    return list(program.run(kernel.name, arguments, machine, blocks=kernel.blocks, auto_sync=False))
 
 
 def _tensor(row: Any, given: dict[str, Any], name: str) -> torch.Tensor:
+    """An input; one that is not there has no elements."""
     value = given[name]
-    if isinstance(value, torch.Tensor):
-        return value
+    if value is None or isinstance(value, torch.Tensor):
+        return torch.empty(0) if value is None else value
     like = (row.like or {}).get(name)
     return torch.tensor([value], dtype=given[like].dtype if like else torch.int64)

@@ -101,7 +101,7 @@ class Case:
         model, batch = self.build()
         config = Config(target="ascend", passes=self.passes, dynamic=self.dynamic, model=self.model)
         lowering = AscendLowering(self.mode, self.kernels)
-        session = Session(config, lowering.adapt(Pipeline.parse(self.passes)))
+        session = Session(config, lowering.adapt(Pipeline.parse(self.passes, lowering.name)))
         (graph,) = capture_graphs(model, (), batch, session, lowering, self.training)
         graph.name = str(self)
         return graph

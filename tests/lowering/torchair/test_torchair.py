@@ -193,6 +193,22 @@ def test_the_backward_takes_the_same_programs_and_sums_tables_in_order(outcome, 
     assert not of_type(backward, "EmbeddingDenseGrad")
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0].model in ("hstu", "stu") and c.values[0].passes != "none"])
+def test_token_operators_are_nodes_of_both_graphs(outcome, case):
+    """norm and gate, SiLU and split, a layer each; their gradients are operators, too."""
+    for part in ("forward", "backward") if case.training else ("forward",):
+        nodes = outcome.graph(case, part)
+        behind = "" if part == "forward" else "Backward"
+        gates, splits = (of_type(nodes, kind + behind) for kind in ("GrNormGate", "GrSiluSplit"))
+        assert len(gates) == len(splits) == case.layers
+        assert all({"eps", "centered"} <= node.attributes.keys() for node in gates)
+        affine = case.model == "stu"
+        assert all(bool(node.named_inputs()["weight"]) == affine for node in gates)
+        read = {edge for node in nodes.values() for edge in node.inputs}
+        outputs = {f"{node.name}:{k}" for node in splits for k in range(4 if part == "forward" else 1)}
+        assert outputs <= read
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_sizes_are_symbols_or_numbers(outcome, case):
     data = [node for node in outcome.graph(case).values() if node.type == "Data"]

@@ -47,6 +47,8 @@ template <class T> struct TypedContinuousVector {
 };
 struct Attribute {
   int64_t number = 0;
+  float real = 0;
+  bool truth = false;
   std::string text;
   TypedContinuousVector<bool> flags;
 };
@@ -54,6 +56,8 @@ struct RuntimeAttrs {
   std::vector<Attribute> values;
   template <class T> const T* GetAttrPointer(size_t i) const {
     if constexpr (std::is_same<T, int64_t>::value) return &values.at(i).number;
+    else if constexpr (std::is_same<T, float>::value) return &values.at(i).real;
+    else if constexpr (std::is_same<T, bool>::value) return &values.at(i).truth;
     else return &values.at(i).flags;
   }
   const char* GetStr(size_t i) const { return values.at(i).text.c_str(); }
@@ -118,7 +122,7 @@ struct PlatformAscendC {
 
 namespace ops {
 enum Option { REQUIRED, OPTIONAL, DYNAMIC };
-enum Kind { INT, STRING, LIST_BOOL };
+enum Kind { INT, FLOAT, BOOL, STRING, LIST_BOOL };
 struct Item {
   std::string name;
   std::vector<ge::DataType> types;
@@ -129,6 +133,8 @@ struct Item {
   Item& ParamType(Option x) { option = x; return *this; }
   Item& AttrType(Option x) { option = x; return *this; }
   Item& Int() { kind = INT; return *this; }
+  Item& Float() { kind = FLOAT; return *this; }
+  Item& Bool() { kind = BOOL; return *this; }
   Item& String() { kind = STRING; return *this; }
   Item& ListBool() { kind = LIST_BOOL; return *this; }
   Item& DataType(std::vector<ge::DataType> all) { types = all; return *this; }

@@ -1,7 +1,7 @@
 // What the registered operators answer. Without input: their definitions, a line a port. A line of input is a call:
 //   GrPack vector_cores cube_cores buffer | inputs | attributes | for each dynamic output its number of elements
 // An input is: dtype rank sizes... values(0 or 1) value; one that is optional or dynamic has its number of elements in
-// front. An attribute is a number; a string's bytes behind their number; flags behind theirs. The answer:
+// front. An attribute is a number, whole, real or 0 and 1; a string's bytes behind their number; flags behind theirs. The answer:
 //   for each output rank sizes... dtype | blocks workspace mode key tiling...       or: failed
 #include <iostream>
 
@@ -46,6 +46,8 @@ static void read_input(const ops::Item& item, gert::Call& call) {
 static gert::Attribute read_attribute(const ops::Item& item) {
   gert::Attribute found;
   if (item.kind == ops::INT) std::cin >> found.number;
+  if (item.kind == ops::FLOAT) std::cin >> found.real;
+  if (item.kind == ops::BOOL) std::cin >> found.truth;
   if (item.kind == ops::STRING) {
     size_t count;
     std::cin >> count;

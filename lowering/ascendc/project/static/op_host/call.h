@@ -34,6 +34,11 @@ template <class Context> struct Call {
     const gert::Shape& all = shape(port);
     for (size_t dim = from; dim < all.GetDimNum(); dim++) to.AppendDim(all.GetDim(dim));
   }
+  // All of its sizes but the last.
+  void lead(int port, gert::Shape& to) const {
+    const gert::Shape& all = shape(port);
+    for (size_t dim = 0; dim + 1 < all.GetDimNum(); dim++) to.AppendDim(all.GetDim(dim));
+  }
   int64_t item(int port) const { return ge::GetSizeByDataType(type(port)); }
   int64_t is_float32(int port) const { return type(port) == ge::DT_FLOAT; }
   // -1 where the number is not known yet, as a dimension is.
@@ -43,6 +48,13 @@ template <class Context> struct Call {
     return value == nullptr ? -1 : *value;
   }
   int64_t attribute(int index) const { return *context->GetAttrs()->template GetAttrPointer<int64_t>(index); }
+  int64_t truth(int index) const { return *context->GetAttrs()->template GetAttrPointer<bool>(index); }
+  // A float attribute in a tiling of whole numbers.
+  int64_t bits(int index) const {
+    int32_t found;
+    std::memcpy(&found, context->GetAttrs()->template GetAttrPointer<float>(index), sizeof(found));
+    return found;
+  }
   const char* text(int index) const { return context->GetAttrs()->GetStr(index); }
   bool says(int index, const char* wanted) const { return std::strcmp(text(index), wanted) == 0; }
   bool holds(int index, const char* wanted) const { return std::strstr(text(index), wanted) != nullptr; }
