@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx, maybe_disable_thunkify, maybe_enable_thunkify
 from torch.utils.checkpoint import CheckpointPolicy
 
 from gr_compile.editor import GraphEditor, fake_mode_of
@@ -112,7 +113,8 @@ class _RegionInterpreter(fx.Interpreter):
         self.current = n
         graph = get_proxy_mode().tracer.graph  # type: ignore[union-attr]
         before = next(reversed(graph.nodes), None)
-        result = super().run_node(n)
+        with _tracing_of_sizes(n):
+            result = super().run_node(n)
         self._watch(n)
         node = next(reversed(graph.nodes), None)
         while node is not None and node is not before and node.op != "root":
@@ -213,6 +215,14 @@ class _RegionInterpreter(fx.Interpreter):
         result = inside.run(*args)
         self.mutation = self.mutation or inside.mutation
         return result
+
+
+def _tracing_of_sizes(n: fx.Node) -> AbstractContextManager[None]:
+    """Arithmetic on sizes that torch does while it makes a tensor becomes nodes where these are used, which is hardly
+    ever. What the model itself computes with sizes becomes nodes at once: a long sum is no deep recursion."""
+    made = pytree.tree_leaves(n.meta.get("example_value"))
+    makes_tensors = any(isinstance(value, torch.Tensor) for value in made)
+    return maybe_enable_thunkify() if makes_tensors else maybe_disable_thunkify()
 
 
 def _may_write(n: fx.Node) -> bool:

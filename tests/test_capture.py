@@ -112,6 +112,19 @@ def test_a_batch_of_other_sizes_runs_the_same_graph():
     assert graphs(fast) == 1
 
 
+def test_a_long_sum_of_sizes_is_captured():
+    def f(x):
+        size = x.shape[1]
+        for _ in range(400):
+            size = size + x.shape[0]
+        return x.new_zeros(size) + x.sum()
+
+    fast = optimize(f, passes="none", target="eager", dynamic=True)
+    for rows in (3, 4):
+        torch.testing.assert_close(fast(vectors(rows)), f(vectors(rows)))
+    assert graphs(fast) == 1 and gr_compile.report(fast)[0].not_captured is None
+
+
 def shifted(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     y = x * 2
     y[:, 1:] = y[:, :-1].clone()
