@@ -25,7 +25,7 @@ from gr_compile.compiled import signature_of
 from gr_compile.config import Config, ConfigError, PaddedOutputs, Padding, check_declared_arguments
 from gr_compile.graph_pass import GraphReport, Pass, StageEvent
 from gr_compile.inspection.explain import versions
-from gr_compile.output_folder import FolderError, written_whole
+from gr_compile.output_folder import FolderError, writing, written_whole
 from gr_compile.pipeline import Pipeline
 
 REPORT, REPORT_TEXT, SCHEMA = "report.json", "report.md", 1
@@ -127,13 +127,14 @@ def lower(
     with _folder(Path(out)) as folder:
         session = Session(config, lowering.adapt(Pipeline.parse(passes, lowering.name)))
         graphs = capture_graphs(model, args, dict(kwargs or {}), session, lowering, train)
-        found = lowering.write(graphs, folder)
-        report = {
-            "schema": SCHEMA, "target": target, "machine": lowering.machine, "model": name, "training": train,
-            "dynamic": dynamic, "passes": session.pipeline.text(), "versions": versions(), **found,
-        }  # fmt: skip
-        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / REPORT_TEXT).write_text(as_markdown(report), encoding="utf-8")
+        with writing(Path(out)):
+            found = lowering.write(graphs, folder)
+            report = {
+                "schema": SCHEMA, "target": target, "machine": lowering.machine, "model": name, "training": train,
+                "dynamic": dynamic, "passes": session.pipeline.text(), "versions": versions(), **found,
+            }  # fmt: skip
+            (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (folder / REPORT_TEXT).write_text(as_markdown(report), encoding="utf-8")
     return report
 
 

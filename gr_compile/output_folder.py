@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -33,28 +33,33 @@ def written_whole(out: Path, report: str, keys: Set[str]) -> Iterator[Path]:
         report, keys: a JSON file, and keys in it, that tell a whole folder of ours, which is replaced.
 
     Raises:
-        FolderError: `out` cannot be written, or holds something else.
+        FolderError: `out` cannot be written, or holds something else. Errors of the block are its own: see `writing`.
     """
     out = out.absolute()
-    scratch = None
-    try:
-        _recover(out)
-        _check_place(out, report, keys)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        with (scratch / _LOCK).open("w") as running:
-            fcntl.flock(running, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        with writing(out):
+            _recover(out)
+            _check_place(out, report, keys)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            held.callback(shutil.rmtree, scratch, ignore_errors=True)
+            fcntl.flock(held.enter_context((scratch / _LOCK).open("w")), fcntl.LOCK_EX)
             (scratch / _PART).mkdir()
-            yield scratch / _PART
+        yield scratch / _PART
+        with writing(out):
             _check_place(out, report, keys)
             if out.exists():
                 out.rename(scratch / _BEFORE)
             (scratch / _PART).rename(out)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What the operating system refuses inside is a FolderError of `out`."""
+    try:
+        yield
     except OSError as error:
         raise FolderError(f"out={str(out)!r} cannot be written: {error}") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _recover(out: Path) -> None:

@@ -1,5 +1,6 @@
 """`lower`: the folder is whole or not there, the errors say what to do; with a lowering that writes a line a graph."""
 
+import errno
 import json
 import os
 import stat
@@ -132,6 +133,27 @@ def test_a_folder_without_permission(tmp_path, lowering):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(LowerError, match="cannot be written"):
         lower(tmp_path)
+
+
+def reads(x):
+    with open("/there/is/none", encoding="utf-8") as file:
+        return x * len(file.read())
+
+
+def test_what_the_model_cannot_open_is_the_models_error(tmp_path, lowering):
+    with pytest.raises(FileNotFoundError, match="/there/is/none"):
+        gr_compile.lower(reads, vectors(), out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_while_files_are_written(tmp_path, lowering, monkeypatch):
+    def full(self, graphs, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lowering, "write", full)
+    with pytest.raises(LowerError, match=r"out=.* cannot be written: .*No space left"):
+        lower(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path):
