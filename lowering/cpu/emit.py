@@ -15,6 +15,7 @@ from gr_compile.analysis.node import rounded
 from gr_compile.lowering.cpu.buckets import Bucket, is_step
 from gr_compile.lowering.cpu.lanes import ELEMENT, HALF, INT32, SCALAR_TYPE, Lanes, Unsupported, fits
 from gr_compile.ops.evaluate import operands, side_groups
+from gr_compile.ops.program_walk import OperandsFirst
 
 VECTORS = {"vf": "float", "vd": "double", "vi": "int32_t", "vl": "i64", "vm": "int32_t"}
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -86,7 +87,7 @@ def rough_nodes(roots: Iterable[Expr]) -> set[Expr]:
 
 
 @dataclass
-class Scope:
+class Scope(OperandsFirst[Value]):
     """Statements. With `pairs` nodes that differ from key to key are lanes; without, everything is one element."""
 
     kernel: Kernel
@@ -97,21 +98,6 @@ class Scope:
 
     def give(self, node: Expr, text: str, type_: str) -> None:
         self.known[node] = Value(text, type_)
-
-    def value(self, node: Expr) -> Value:
-        """The value of `node`; statements for it and what it needs are appended."""
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            if top in self.known:
-                stack.pop()
-                continue
-            waiting = [x for x in self._needs(top) if x not in self.known]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            self.known[stack.pop()] = self._print(top)
-        return self.known[node]
 
     def is_lanes(self, node: Expr) -> bool:
         return self.pairs and self.kernel.lanes.is_vector(node)
@@ -137,11 +123,11 @@ class Scope:
         return f"as<{type_}>({value.text})"
 
     # -------------------------------------------------------------------------------------------- nodes
-    def _needs(self, node: Expr) -> tuple[Expr, ...]:
+    def needs(self, node: Expr) -> tuple[Expr, ...]:
         found = self.kernel.buckets.get(node)
         return (found[1].argument,) if found else operands(node)
 
-    def _print(self, node: Expr) -> Value:
+    def make(self, node: Expr) -> Value:
         if node.op == "const":
             return _constant(node)
         type_ = self.type_of(node)

@@ -45,7 +45,7 @@ class Backward(Printer):
     """The backward of one call; `needs` says which of q, k, v and the leaves want a gradient."""
 
     operator: ClassVar[str] = "jagged_attention_backward"
-    files: ClassVar[tuple[str, ...]] = ("gradients.h", "backward_cube.h")
+    files: ClassVar[tuple[str, ...]] = ("vector_core.h", "gradients.h", "backward_cube.h")
 
     def __init__(self, call: Call, needs: Sequence[bool]) -> None:
         self.needs = dict(zip(("q", "k", "v", *call.program.leaves), needs))

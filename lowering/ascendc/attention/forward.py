@@ -17,7 +17,7 @@ class Forward(Printer):
     """The kernel of one call, tiling apart."""
 
     operator: ClassVar[str] = "jagged_attention"
-    files: ClassVar[tuple[str, ...]] = ("vector.h", "cube.h")
+    files: ClassVar[tuple[str, ...]] = ("vector_core.h", "vector.h", "cube.h")
 
     def roots(self) -> tuple[Expr, ...]:
         post = self.program.post

@@ -31,27 +31,22 @@ def _poly(f: Function, node: Expr) -> Value:
     return total
 
 
-def _sum(f: Function, x: Value, y: Value) -> Value:
-    if x.register is None:
-        x, y = y, x
-    if x.register is None:
-        return Value(text=f"({x.text} + {y.text})")
-    if y.register is None:
-        return x if y.text == "0" else Value(f.scalar("Adds", x.register, f"(int32_t)({y.text})", "i"))
-    if {x.shape, y.shape} == {"row", "column"}:
-        x = Value(f.spread(x.register, "i"))
-    assert x.register is not None
-    return Value(f.binary("Add", x.register, y.register, "i"))
+def _whole(name: str, sign: str, neutral: str) -> Callable[[Function, Value, Value], Value]:
+    """An operation of whole numbers that commutes; `neutral` changes nothing."""
+
+    def compute(f: Function, x: Value, y: Value) -> Value:
+        if x.register is None:
+            x, y = y, x
+        if x.register is None:
+            return Value(text=f"({x.text} {sign} {y.text})")
+        if y.register is None:
+            return x if y.text == neutral else Value(f.scalar(f"{name}s", x.register, f"(int32_t)({y.text})", "i"))
+        return Value(f.binary(name, x.register, y.register, "i"))
+
+    return compute
 
 
-def _times(f: Function, x: Value, y: Value) -> Value:
-    if x.register is None:
-        x, y = y, x
-    if x.register is None:
-        return Value(text=f"({x.text} * {y.text})")
-    if y.register is None:
-        return x if y.text == "1" else Value(f.scalar("Muls", x.register, f"(int32_t)({y.text})", "i"))
-    return Value(f.binary("Mul", x.register, y.register, "i"))
+_sum, _times = _whole("Add", "+", "0"), _whole("Mul", "*", "1")
 
 
 def _sign_of(f: Function, node: Expr) -> Value:

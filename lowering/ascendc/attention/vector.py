@@ -26,13 +26,14 @@ from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, nu
 from gr_compile.lowering.ascendc.attention.values import HALF, Context, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, reads_block
+from gr_compile.ops.program_walk import OperandsFirst
 
 COUNT: Mapping[Shape, str] = {"tile": "n", "row": "rows8", "column": "width"}
 _VECTOR_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
 
 
 @dataclass
-class Function:
+class Function(OperandsFirst[Value]):
     """A list of instructions under way."""
 
     context: Context
@@ -104,32 +105,17 @@ class Function:
         return self.emit("Select({d:f}, {0:b}, {1:f}, 0.0f, SELMODE::VSEL_TENSOR_SCALAR_MODE, n);", "tile", mask, one)
 
     # --------------------------------------------------------------------------------------------- nodes
-    def value(self, node: Expr) -> Value:
-        """The value of `node`; instructions for it and what it needs are appended."""
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            if top in self.known:
-                stack.pop()
-                continue
-            waiting = [x for x in self._needs(top) if x not in self.known]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            self.known[stack.pop()] = self._print(top)
-        return self.known[node]
-
     def given(self, node: Expr) -> bool:
         """Does the scalar unit compute `node`?"""
         return not reads_block(node) and is_simple(node) and node not in self.context.buckets
 
-    def _needs(self, node: Expr) -> tuple[Expr, ...]:
+    def needs(self, node: Expr) -> tuple[Expr, ...]:
         if self.given(node):
             return ()
         found = self.context.buckets.get(node)
         return (found[1].argument,) if found else operands(node)
 
-    def _print(self, node: Expr) -> Value:
+    def make(self, node: Expr) -> Value:
         if node.op == "const":
             return Value(text=constant(node))
         if self.given(node):

@@ -39,6 +39,36 @@ __aicore__ inline void CopyOut(const GlobalTensor<T>& to, const LocalTensor<T>& 
   DataCopyPad(to, from, how);
 }
 
+// Tiles of a mask as float32, by way of half: 0 and 1.
+class Truths {
+ public:
+  TBuf<TPosition::VECCALC> halves, floats;
+  __aicore__ inline void Init(TPipe& pipe, GM_ADDR mask, int64_t count, int64_t tile) {
+    source.SetGlobalBuffer((__gm__ uint8_t*)mask, count);
+    pipe.InitBuffer(in, 2, tile);
+    pipe.InitBuffer(halves, tile * sizeof(half));
+    pipe.InitBuffer(floats, tile * sizeof(float));
+  }
+  __aicore__ inline LocalTensor<float> operator()(int64_t at, int64_t n) {
+    LocalTensor<uint8_t> local = in.AllocTensor<uint8_t>();
+    CopyIn(local, source[at], 1, n, 0);
+    in.EnQue(local);
+    local = in.DeQue<uint8_t>();
+    LocalTensor<half> h = halves.Get<half>();
+    LocalTensor<float> x = floats.Get<float>();
+    Cast(h, local, RoundMode::CAST_NONE, n);
+    PipeBarrier<PIPE_V>();
+    in.FreeTensor(local);
+    Cast(x, h, RoundMode::CAST_NONE, n);
+    PipeBarrier<PIPE_V>();
+    return x;
+  }
+
+ private:
+  GlobalTensor<uint8_t> source;
+  TQue<TPosition::VECIN, 1> in;
+};
+
 // Whole numbers of global memory for the scalar unit, which reads them in blocks through the unified buffer.
 constexpr int64_t NUMBERS = 1024;
 template <class T> class Numbers {

@@ -4,11 +4,8 @@ class Counts {
   template <class Tiling> __aicore__ inline void Init(TPipe& pipe, GM_ADDR mask, GM_ADDR workspace, const Tiling& t) {
     tile = t.tile, blocks = GetBlockNum(), me = GetBlockIdx();
     mine = ShareOf(t.elements, me, blocks);
-    source.SetGlobalBuffer((__gm__ uint8_t*)mask, t.elements);
+    truths.Init(pipe, mask, t.elements, tile);
     counts.SetGlobalBuffer((__gm__ int64_t*)workspace, blocks * 4);  // 32 bytes a block
-    pipe.InitBuffer(in, 2, tile);
-    pipe.InitBuffer(halves, tile * sizeof(half));
-    pipe.InitBuffer(floats, tile * sizeof(float));
     pipe.InitBuffer(scratch, tile * sizeof(float));
     pipe.InitBuffer(number, blocks * 32);
     pipe.InitBuffer(result, 32);
@@ -34,25 +31,14 @@ class Counts {
   int64_t before = 0, all = 0;
 
  private:
-  GlobalTensor<uint8_t> source;
+  Truths truths;
   GlobalTensor<int64_t> counts;
-  TQue<TPosition::VECIN, 1> in;
-  TBuf<TPosition::VECCALC> halves, floats, scratch, number, result;
+  TBuf<TPosition::VECCALC> scratch, number, result;
   int64_t tile = 0, blocks = 0, me = 0;
 
   // Exact in float32: a tile is far below 2^24.
   __aicore__ inline int64_t CountTile(int64_t at, int64_t n) {
-    LocalTensor<uint8_t> local = in.AllocTensor<uint8_t>();
-    CopyIn(local, source[at], 1, n, 0);
-    in.EnQue(local);
-    local = in.DeQue<uint8_t>();
-    LocalTensor<half> h = halves.Get<half>();
-    LocalTensor<float> x = floats.Get<float>();
-    Cast(h, local, RoundMode::CAST_NONE, n);
-    PipeBarrier<PIPE_V>();
-    in.FreeTensor(local);
-    Cast(x, h, RoundMode::CAST_NONE, n);
-    PipeBarrier<PIPE_V>();
+    LocalTensor<float> x = truths(at, n);
     ReduceSum(result.Get<float>(), x, scratch.Get<float>(), n);
     Order<HardEvent::V_S>();
     int64_t count = (int64_t)result.Get<float>().GetValue(0);

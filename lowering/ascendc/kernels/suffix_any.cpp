@@ -3,12 +3,9 @@
 template <class Tiling> class SuffixAny {
  public:
   __aicore__ inline SuffixAny(TPipe& pipe, GM_ADDR mask, GM_ADDR y, const Tiling& tiling) : t(tiling) {
-    source.SetGlobalBuffer((__gm__ uint8_t*)mask, t.rows * t.length);
+    truths.Init(pipe, mask, t.rows * t.length, t.tile);
     target.SetGlobalBuffer((__gm__ uint8_t*)y, t.rows * t.length);
-    pipe.InitBuffer(in, 2, t.tile);
     pipe.InitBuffer(out, 2, t.tile);
-    pipe.InitBuffer(halves, t.tile * sizeof(half));
-    pipe.InitBuffer(floats, t.tile * sizeof(float));
     pipe.InitBuffer(numbers, t.tile * sizeof(float));
     pipe.InitBuffer(scratch, t.tile * sizeof(float));
     pipe.InitBuffer(result, 32);
@@ -30,24 +27,14 @@ template <class Tiling> class SuffixAny {
 
  private:
   const Tiling& t;
-  GlobalTensor<uint8_t> source, target;
-  TQue<TPosition::VECIN, 1> in;
+  Truths truths;
+  GlobalTensor<uint8_t> target;
   TQue<TPosition::VECOUT, 1> out;
-  TBuf<TPosition::VECCALC> halves, floats, numbers, scratch, result;
+  TBuf<TPosition::VECCALC> numbers, scratch, result;
 
   // The last true place of a tile, from 1; 0 where none is true.
   __aicore__ inline float Last(int64_t at, int64_t n) {
-    LocalTensor<uint8_t> local = in.AllocTensor<uint8_t>();
-    CopyIn(local, source[at], 1, n, 0);
-    in.EnQue(local);
-    local = in.DeQue<uint8_t>();
-    LocalTensor<half> h = halves.Get<half>();
-    LocalTensor<float> x = floats.Get<float>();
-    Cast(h, local, RoundMode::CAST_NONE, n);
-    PipeBarrier<PIPE_V>();
-    in.FreeTensor(local);
-    Cast(x, h, RoundMode::CAST_NONE, n);
-    PipeBarrier<PIPE_V>();
+    LocalTensor<float> x = truths(at, n);
     Mul(x, x, numbers.Get<float>(), n);
     PipeBarrier<PIPE_V>();
     ReduceMax(result.Get<float>(), x, scratch.Get<float>(), n);
@@ -57,8 +44,8 @@ template <class Tiling> class SuffixAny {
     return last;
   }
   __aicore__ inline void Write(int64_t at, int64_t n, float last) {
-    LocalTensor<half> h = halves.Get<half>();
-    LocalTensor<float> x = floats.Get<float>();
+    LocalTensor<half> h = truths.halves.Get<half>();
+    LocalTensor<float> x = truths.floats.Get<float>();
     Muls(x, numbers.Get<float>(), -1.0f, n);
     PipeBarrier<PIPE_V>();
     Adds(x, x, last + 1.0f, n);  // 1 or more up to the last true place

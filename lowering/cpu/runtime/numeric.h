@@ -23,6 +23,13 @@ template <class V, class F> inline V each(V x, F f) { for (int l = 0; l < W; l++
   inline vf name(vf x) { return each(x, [](float y) { return libm::f(y); }); } \
   inline vd name(vd x) { return each(x, [](double y) { return libm::f(y); }); }
 
+// A polynomial, its highest coefficient first.
+template <class... C> inline vf horner(vf x, float first, C... rest) {
+  vf p = as<vf>(first);
+  ((p = fma(p, x, as<vf>(rest))), ...);
+  return p;
+}
+
 // 2^n p(r), n = round(x / ln 2), p of degree 6 on |r| <= ln 2 / 2: within 2 ulp, 0 and inf far out, NaN kept.
 inline vf exp_(vf x) {
   vf y = x > 88.7228f ? as<vf>(88.7228f) : x;
@@ -31,11 +38,7 @@ inline vf exp_(vf x) {
   vf n = t - 12582912.0f;
   vf r = fma(n, as<vf>(-0.693145752f), y);
   r = fma(n, as<vf>(-1.42860677e-6f), r);
-  vf p = as<vf>(1.3981999507e-3f);
-  p = fma(p, r, as<vf>(8.3334519073e-3f));
-  p = fma(p, r, as<vf>(4.1665795894e-2f));
-  p = fma(p, r, as<vf>(1.6666665459e-1f));
-  p = fma(p, r, as<vf>(0.5f));
+  vf p = horner(r, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f);
   p = fma(p * r, r, r) + 1.0f;
   vf result = (vf)((vi)p + ((vi)t << 23));  // the low bits of t hold n
   result = x < -87.33f ? vf{} : result;
@@ -77,24 +80,11 @@ inline vd erf_(vd x) { return erf_lanes(x); }
 inline vf erf_(vf x) {
   vf a = (vf)((vi)x & 0x7FFFFFFF);
   vf s = x * x;
-  vf p = as<vf>(-8.5483267e-4f);
-  p = fma(p, s, as<vf>(5.2239776e-3f));
-  p = fma(p, s, as<vf>(-2.6866171e-2f));
-  p = fma(p, s, as<vf>(1.1283792e-1f));
-  p = fma(p, s, as<vf>(-3.7612639e-1f));
-  p = fma(p, s, as<vf>(1.1283792f));
+  vf p = horner(s, -8.5483267e-4f, 5.2239776e-3f, -2.6866171e-2f, 1.1283792e-1f, -3.7612639e-1f, 1.1283792f);
   vf small = p * x;
   vf t = 1.0f / (1.0f + 0.5f * a);
-  vf q = as<vf>(0.17087277f);
-  q = fma(q, t, as<vf>(-0.82215223f));
-  q = fma(q, t, as<vf>(1.48851587f));
-  q = fma(q, t, as<vf>(-1.13520398f));
-  q = fma(q, t, as<vf>(0.27886807f));
-  q = fma(q, t, as<vf>(-0.18628806f));
-  q = fma(q, t, as<vf>(0.09678418f));
-  q = fma(q, t, as<vf>(0.37409196f));
-  q = fma(q, t, as<vf>(1.00002368f));
-  q = fma(q, t, as<vf>(-1.26551223f));
+  vf q = horner(t, 0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f,
+                   0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f);
   vf far = 1.0f - t * exp_(q - s);
   far = x < vf{} ? -far : far;
   return a < 0.5f ? small : far;
@@ -108,11 +98,8 @@ inline double tanh_(double x) { return libm::tanh(x); }
 inline vd tanh_(vd x) { return each(x, [](double y) { return libm::tanh(y); }); }
 inline vf tanh_(vf x) {  // a series near 0, where 1 - 2 / (exp(2 x) + 1) cancels
   vf s = x * x;
-  vf p = as<vf>(-5.70498872745e-3f);
-  p = fma(p, s, as<vf>(2.06390887954e-2f));
-  p = fma(p, s, as<vf>(-5.37397155531e-2f));
-  p = fma(p, s, as<vf>(1.33314422036e-1f));
-  p = fma(p, s, as<vf>(-3.33332819422e-1f));
+  vf p = horner(s, -5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
+                   -3.33332819422e-1f);
   vf small = fma(p * s, x, x);
   vf a = (vf)((vi)x & 0x7FFFFFFF);
   return a < 0.625f ? small : 1.0f - 2.0f / (exp_(x + x) + 1.0f);

@@ -17,34 +17,9 @@ class Cube {
     pipe.InitBuffer(s0, 1, (uint32_t)(r * c * 4));
     pipe.InitBuffer(t0, 1, (uint32_t)(c * wide * 4));
     product.init(pipe, o.left, o.right);
-    SyncAll<false>();
-    DataCacheCleanAndInvalid<int32_t, CacheLine::ENTIRE_DATA_CACHE, DcciDst::CACHELINE_OUT>(o.blocks);
     group = GetBlockIdx();
-    Walk walk(o, group);
-    int64_t t = 0;
-    for (; walk.next(ring[t % DEPTH]); t++) {
-      scores(ring[t % DEPTH], (int)(t % DEPTH));
-      if (t >= 2) outputs(ring[(t - 2) % DEPTH], (int)((t - 2) % DEPTH));
-    }
-    for (int64_t late = t < 2 ? 0 : t - 2; late < t; late++) outputs(ring[late % DEPTH], (int)(late % DEPTH));
+    overlap(o, *this);
     SyncAll<false>();
-  }
-
- private:
-  template <class T, class Queue>
-  __aicore__ inline void square(const GlobalTensor<float>& to, const LocalTensor<T>& a, Queue& queue, const GlobalTensor<T>& rows, int64_t stride,
-                                const Step& s, int64_t width, int64_t step) {
-    LocalTensor<T> b = queue.template AllocTensor<T>();
-    copy_rows(b, rows, s.columns, (int32_t)width, stride);
-    queue.EnQue(b);
-    b = queue.template DeQue<T>();
-    LocalTensor<float> sums = s0.AllocTensor<float>();
-    product.template add<T, false>(sums, a, b, at_least_two(s.rows), s.columns, (int32_t)width, (int32_t)step, true);
-    queue.FreeTensor(b);
-    s0.EnQue(sums);
-    sums = s0.DeQue<float>();
-    write_rows<float>(to, sums, s.rows, s.columns, o.c);
-    s0.FreeTensor(sums);
   }
   __aicore__ inline void scores(const Step& s, int slot) {
     if (s.opens) {
@@ -68,32 +43,6 @@ class Cube {
       if (PRODUCT) q1.FreeTensor(queries);
     }
     CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
-  }
-  template <class T> __aicore__ inline LocalTensor<T> left(const GlobalTensor<T>& from, int32_t rows, int32_t columns, int64_t stride) {
-    LocalTensor<T> a = p1.AllocTensor<T>();
-    copy_rows(a, from, rows, columns, stride);
-    p1.EnQue(a);
-    return p1.DeQue<T>();
-  }
-  // tile[keys, width] += (weights or slopes)t (dO or Q).
-  template <class T>
-  __aicore__ inline void to_keys(const GlobalTensor<float>& to, int64_t to_stride, const LocalTensor<T>& a, const GlobalTensor<T>& rows,
-                                 int64_t stride, const GlobalTensor<float>& turned, const Step& s, int32_t width) {
-    constexpr bool whole = sizeof(T) == 4;
-    LocalTensor<T> b = b1.AllocTensor<T>();
-    if constexpr (whole) copy_rows(b, turned, width, s.rows, o.r);
-    else copy_rows(b, rows, s.rows, width, stride);
-    b1.EnQue(b);
-    b = b1.DeQue<T>();
-    LocalTensor<float> sums = t0.AllocTensor<float>();
-    product.template add<T, !whole, !whole>(sums, a, b, at_least_two(s.columns), width, s.rows, (int32_t)o.c_step, true);
-    b1.FreeTensor(b);
-    t0.EnQue(sums);
-    sums = t0.DeQue<float>();
-    SetAtomicAdd<float>();
-    write_rows<float>(to, sums, s.columns, width, to_stride);
-    SetAtomicNone();
-    t0.FreeTensor(sums);
   }
   __aicore__ inline void outputs(const Step& s, int slot) {
     CrossCoreWaitFlag(WEIGHTS);
@@ -120,6 +69,49 @@ class Cube {
     }
     to_queries(s, ds, q_head, k_head);
     p1.FreeTensor(ds);
+  }
+
+ private:
+  template <class T, class Queue>
+  __aicore__ inline void square(const GlobalTensor<float>& to, const LocalTensor<T>& a, Queue& queue, const GlobalTensor<T>& rows, int64_t stride,
+                                const Step& s, int64_t width, int64_t step) {
+    LocalTensor<T> b = queue.template AllocTensor<T>();
+    copy_rows(b, rows, s.columns, (int32_t)width, stride);
+    queue.EnQue(b);
+    b = queue.template DeQue<T>();
+    LocalTensor<float> sums = s0.AllocTensor<float>();
+    product.template add<T, false>(sums, a, b, at_least_two(s.rows), s.columns, (int32_t)width, (int32_t)step, true);
+    queue.FreeTensor(b);
+    s0.EnQue(sums);
+    sums = s0.DeQue<float>();
+    write_rows<float>(to, sums, s.rows, s.columns, o.c);
+    s0.FreeTensor(sums);
+  }
+  template <class T> __aicore__ inline LocalTensor<T> left(const GlobalTensor<T>& from, int32_t rows, int32_t columns, int64_t stride) {
+    LocalTensor<T> a = p1.AllocTensor<T>();
+    copy_rows(a, from, rows, columns, stride);
+    p1.EnQue(a);
+    return p1.DeQue<T>();
+  }
+  // tile[keys, width] += (weights or slopes)t (dO or Q).
+  template <class T>
+  __aicore__ inline void to_keys(const GlobalTensor<float>& to, int64_t to_stride, const LocalTensor<T>& a, const GlobalTensor<T>& rows,
+                                 int64_t stride, const GlobalTensor<float>& turned, const Step& s, int32_t width) {
+    constexpr bool whole = sizeof(T) == 4;
+    LocalTensor<T> b = b1.AllocTensor<T>();
+    if constexpr (whole) copy_rows(b, turned, width, s.rows, o.r);
+    else copy_rows(b, rows, s.rows, width, stride);
+    b1.EnQue(b);
+    b = b1.DeQue<T>();
+    LocalTensor<float> sums = t0.AllocTensor<float>();
+    product.template add<T, !whole, !whole>(sums, a, b, at_least_two(s.columns), width, s.rows, (int32_t)o.c_step, true);
+    b1.FreeTensor(b);
+    t0.EnQue(sums);
+    sums = t0.DeQue<float>();
+    SetAtomicAdd<float>();
+    write_rows<float>(to, sums, s.columns, width, to_stride);
+    SetAtomicNone();
+    t0.FreeTensor(sums);
   }
   __aicore__ inline void to_queries(const Step& s, const LocalTensor<QT>& ds, int64_t q_head, int64_t k_head) {
     constexpr bool whole = sizeof(QT) == 4;
@@ -148,6 +140,5 @@ class Cube {
   LocalTensor<QT> queries;
   LocalTensor<VT> gradients;
   LocalTensor<float> dq;
-  Step ring[DEPTH];
   int64_t group = 0;
 };

@@ -13,19 +13,9 @@ class Cube {
     }
     pipe.InitBuffer(o0, 1, (uint32_t)(up(o.r, 16) * up(o.dv, 16) * 4));
     product.init(pipe, o.left, o.right);
-    SyncAll<false>();
-    DataCacheCleanAndInvalid<int32_t, CacheLine::ENTIRE_DATA_CACHE, DcciDst::CACHELINE_OUT>(o.blocks);
     group = GetBlockIdx();
-    Walk walk(o, group);
-    int64_t t = 0;
-    for (; walk.next(ring[t % DEPTH]); t++) {
-      scores(ring[t % DEPTH], (int)(t % DEPTH));
-      if (t >= 2) outputs(ring[(t - 2) % DEPTH], (int)((t - 2) % DEPTH));
-    }
-    for (int64_t late = t < 2 ? 0 : t - 2; late < t; late++) outputs(ring[late % DEPTH], (int)(late % DEPTH));
+    overlap(o, *this);
   }
-
- private:
   __aicore__ inline void scores(const Step& s, int slot) {
     if constexpr (!PRODUCT) return CrossCoreSetFlag<2, PIPE_MTE2>(SCORES);
     if (s.opens) {
@@ -71,6 +61,8 @@ class Cube {
     write_rows<OT>(o.out[(s.row0 * o.heads + s.h) * o.dv], sums, s.rows, (int32_t)o.dv, o.heads * o.dv);
     o0.FreeTensor(sums);
   }
+
+ private:
   const Operands& o;
   TPipe pipe;
   Product product;
@@ -79,6 +71,5 @@ class Cube {
   TQue<TPosition::CO1, 1> s0, o0;
   LocalTensor<QT> queries;
   LocalTensor<float> sums;
-  Step ring[DEPTH];
   int64_t group = 0;
 };

@@ -69,3 +69,17 @@ class Walk {
   int32_t b = -1, h = 0, phase = 0;
   int64_t tile = 0;
 };
+
+// A cube core's work: scores of tile t, then outputs of tile t - 2, while its vector cores are at t - 1.
+template <class Core> __aicore__ inline void overlap(const Operands& o, Core& core) {
+  SyncAll<false>();
+  DataCacheCleanAndInvalid<int32_t, CacheLine::ENTIRE_DATA_CACHE, DcciDst::CACHELINE_OUT>(o.blocks);
+  Walk walk(o, GetBlockIdx());
+  Step ring[DEPTH];
+  int64_t t = 0;
+  for (; walk.next(ring[t % DEPTH]); t++) {
+    core.scores(ring[t % DEPTH], (int)(t % DEPTH));
+    if (t >= 2) core.outputs(ring[(t - 2) % DEPTH], (int)((t - 2) % DEPTH));
+  }
+  for (int64_t late = t < 2 ? 0 : t - 2; late < t; late++) core.outputs(ring[late % DEPTH], (int)(late % DEPTH));
+}

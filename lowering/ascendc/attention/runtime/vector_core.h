@@ -1,0 +1,75 @@
+// What the vector cores of a forward and of a backward do alike: columns and lists first, then tile after tile what the
+// cube core made, with the values of the tile's rows and keys beside it.
+class VectorCore {
+ protected:
+  __aicore__ inline VectorCore(const Operands& o) : o(o), x(o) {}
+  template <class Core> __aicore__ inline void tiles(Core& core) {
+    x.load_tables();
+    Columns columns(o, x);
+    columns.run();
+    SyncAll<false>();
+    DataCacheCleanAndInvalid<int32_t, CacheLine::ENTIRE_DATA_CACHE, DcciDst::CACHELINE_OUT>(o.blocks);
+    fits = columns.all_fit();
+    group = GetBlockIdx() / 2;
+    Walk walk(o, group);
+    Step s;
+    for (int64_t t = 0; walk.next(s); t++) {
+      int32_t half_rows = (int32_t)o.r / 2, from = GetSubBlockIdx() * half_rows;
+      int32_t rows = (int32_t)most(least(s.rows - from, half_rows), 0);
+      if (rows && s.opens) open(s, from, rows);
+      if (rows) columns_of(s);
+      CrossCoreWaitFlag(SCORES);
+      core.step(s, (int)(t % DEPTH), from, rows);
+      order<HardEvent::V_MTE3>();  // scores that only statistics read have been read
+      CrossCoreSetFlag<2, PIPE_MTE3>(WEIGHTS);
+    }
+  }
+  // A tile from the cube core; what is not meant of it is 0.
+  template <class Queue> __aicore__ inline LocalTensor<float> arrive(Queue& queue, const GlobalTensor<float>& from) {
+    LocalTensor<float> s = queue.template AllocTensor<float>();
+    int32_t blocks = (int32_t)up(x.columns, 8);
+    if (x.columns != x.width) {
+      Duplicate(s, 0.0f, x.n);
+      order<HardEvent::V_MTE2>();
+    }
+    DataCopyPad(s, from, DataCopyExtParams((uint16_t)x.rows, (uint32_t)x.columns * 4, (uint32_t)(o.c - x.columns) * 4, (uint32_t)(x.width - blocks) / 8, 0),
+                DataCopyPadExtParams<float>(true, 0, (uint8_t)(blocks - x.columns), 0.0f));
+    queue.EnQue(s);
+    return queue.template DeQue<float>();
+  }
+  const Operands& o;
+  TPipe pipe;
+  Program x;
+  int64_t group = 0;
+  bool fits = true;
+
+ private:
+  // An item's rows: their columns, and what sums and a softmax begin with.
+  __aicore__ inline void open(const Step& s, int32_t from, int32_t rows) {
+    x.begin(s.b, s.h);
+    order<HardEvent::V_MTE2>();
+    for (int k = 0; k < ROW_VALUES + HEAD_ROW_VALUES; k++) {
+      int64_t at = k < ROW_VALUES ? k : ROW_VALUES + (k - ROW_VALUES) * o.heads + s.h;
+      load(x.kept_row<int32_t>(k), o.row_columns[at * o.q_rows + s.row0 + from], rows);
+    }
+    order<HardEvent::MTE2_V>();
+    for (int k = MOST; k < MOST + KEPT_SUMS; k++) Duplicate(x.kept_row<float>(k), 0.0f, x.given_rows);
+    if (PHASES > 1) Duplicate(x.kept_row<float>(MOST), -3.4028234663852886e38f, x.given_rows);
+  }
+  __aicore__ inline void columns_of(const Step& s) {
+    x.shape(1, s.columns);
+    for (int k = 0; k < COLUMN_VALUES + HEAD_COLUMN_VALUES && x.width != x.columns; k++)
+      Duplicate(x.given_column<int32_t>(k), (int32_t)0, x.width);
+    for (int k = 0; k < COLUMN_SUMS; k++) Duplicate(x.given_column<float>(COLUMN_VALUES + HEAD_COLUMN_VALUES + k), 0.0f, x.width);
+    order<HardEvent::V_MTE2>();
+    for (int k = 0; k < COLUMN_VALUES + HEAD_COLUMN_VALUES; k++) {
+      int64_t at = k < COLUMN_VALUES ? k : COLUMN_VALUES + (k - COLUMN_VALUES) * o.heads + s.h;
+      load(x.given_column<int32_t>(k), o.key_columns[at * o.k_rows + s.key0], s.columns);
+    }
+    order<HardEvent::MTE2_V>();
+  }
+  __aicore__ inline void load(const LocalTensor<int32_t>& to, const GlobalTensor<int32_t>& from, int32_t count) {
+    DataCopyPad(to, from, DataCopyExtParams(1, (uint32_t)count * 4, 0, 0, 0),
+                DataCopyPadExtParams<int32_t>(true, 0, (uint8_t)(up(count, 8) - count), 0));
+  }
+};
