@@ -12,17 +12,18 @@ to run. dQ of one item is summed in L0C, in order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const
 from gr_compile.lowering.ascendc.attention.call import LEAF, Call
-from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
+from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction, Register, Work
 from gr_compile.lowering.ascendc.attention.operands_text import elements, read_runtime
 from gr_compile.lowering.ascendc.attention.printer import Printer
 from gr_compile.lowering.ascendc.attention.scalar import is_simple, place
 from gr_compile.lowering.ascendc.attention.sizes import Part, common_parts
-from gr_compile.lowering.ascendc.attention.vector import Function
+from gr_compile.lowering.ascendc.attention.values import Value
+from gr_compile.lowering.ascendc.attention.vector import BESIDE, Function
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.lowering.cpu.stages import wanted_leaves
 from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
@@ -70,17 +71,21 @@ class Backward(Printer):
     def roots(self) -> tuple[Expr, ...]:
         return self.plan.roots
 
-    def functions(self) -> dict[str, list[Instruction]]:
+    def pairs(self) -> tuple[Expr, ...]:
+        return tuple(x for gradient in self._of_side("pair") for x in gradient.load.args[1])
+
+    def functions(self, given: Mapping[Expr, Value]) -> dict[str, list[Instruction]]:
         found = {}
         if self.program.post is not None:
-            found["statistics"] = self.statistics()
-            found["inner"] = self._inner()
-        return {**found, "gradients": self._last()}
+            found["statistics"] = self.statistics(given)
+            found["inner"] = self._inner(given)
+        return {**found, "gradients": self._last(given)}
 
-    def _inner(self) -> list[Instruction]:
-        f = self.function()
+    def _inner(self, given: Mapping[Expr, Value]) -> list[Instruction]:
+        f = self.function(given)
         weighted = self._weighted(f, self.softmax(f))
-        f.instructions.append(Instruction("add_to_rows(INNER, {0:f}, {1:f});", None, (weighted, f.emit("", "row"))))
+        work = (weighted, f.emit("", "row"))
+        f.instructions.append(Instruction("add_to_rows(INNER, {0:f}, {1:f});", None, work, work=_TO_ROWS))
         return f.instructions
 
     def _weighted(self, f: Function, sm: Register) -> Register:
@@ -97,8 +102,8 @@ class Backward(Printer):
             return f.scalar("Muls", gradient, value.text)
         return f.binary("Mul", gradient, value.register)
 
-    def _last(self) -> list[Instruction]:
-        program, f = self.program, self.function()
+    def _last(self, given: Mapping[Expr, Value]) -> list[Instruction]:
+        program, f = self.program, self.function(given)
         if program.post is None:
             weights = f.tile(f.value(program.score), program.score.dtype)
             score_gradient = _GIVEN
@@ -106,7 +111,7 @@ class Backward(Printer):
             sm = self.softmax(f)
             weights = f.tile(f.value(program.post), program.post.dtype)
             weighted = self._weighted(f, sm)
-            shared = f.emit("MulRow({d:f}, {0:f}, given_row<float>(INNER));", "tile", sm)
+            shared = f.emit("MulRow({d:f}, {0:f}, given_row<float>(INNER));", "tile", sm, work=BESIDE)
             score_gradient = f.binary("Sub", weighted, shared)
         if self.needs["v"]:
             self._give(f, "VT", "p", "pt", weights)
@@ -125,13 +130,16 @@ class Backward(Printer):
             work = (f.emit("", "row"),) if gradient.side == "row" else ()
             extra = ", {1:f}" if work else ""
             text = f"add_to_{gradient.side}s({number}, {{0:f}}{extra});"
-            f.instructions.append(Instruction(text, None, (copy, *work)))
+            cost = _TO_ROWS if work else _TO_COLUMNS
+            f.instructions.append(Instruction(text, None, (copy, *work), work=cost))
         return f.instructions
 
     def _give(self, f: Function, kind: str, to: str, turned: str, tile: Register) -> None:
         work, places = f.emit("", "tile"), f.emit("", "row")
         text = f"give<{kind}>(o.{to}, o.{turned}, {{0:f}}, {{1:f}}, {{2:i}});"
-        f.instructions.append(Instruction(text, None, (tile, work, places)))
+        size = (self.call.v_dtype if kind == "VT" else self.call.qk_dtype).itemsize
+        cost = PASS + (Work(passes=1, issues=1, strips=64) if size == 4 else Work())
+        f.instructions.append(Instruction(text, None, (tile, work, places), work=cost))
 
     def _scatter(self, f: Function, load: Expr, tile: Register) -> None:
         """The scalar unit adds every pair's gradient where its load read."""
@@ -143,7 +151,7 @@ class Backward(Printer):
         ]
         loop = "for (int32_t y = 0; y < rows; y++) for (int32_t x = 0; x < columns; x++)"
         text = f"{loop} add_to_leaf{at}({place(at, spelled)}, {{0:f}}.GetValue(y * width + x));"
-        f.instructions.append(Instruction(text, None, registers))
+        f.instructions.append(Instruction(text, None, registers, work=Work(scalars=1)))
 
     # --------------------------------------------------------------------------------------------- sums
     def _of_side(self, side: str) -> list[LeafGradient]:
@@ -252,6 +260,8 @@ class Backward(Printer):
 
 
 _OPERANDS = (("q", "q", "d"), ("k", "k", "d"), ("v", "k", "dv"))
+_TO_ROWS = Work(passes=1, issues=3, strips=1)  # of sums.h
+_TO_COLUMNS = Work(passes=1, lines=1)
 _GIVEN = Register(-1, "tile", 1)  # gradients of weights, from the cube core
 
 

@@ -5,12 +5,14 @@ A softmax goes over the keys twice: statistics first, weights then, so that the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from gr_compile.analysis.expr import Expr
-from gr_compile.lowering.ascendc.attention.instructions import Instruction
+from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction
 from gr_compile.lowering.ascendc.attention.printer import Printer
 from gr_compile.lowering.ascendc.attention.sizes import Part, common_parts
+from gr_compile.lowering.ascendc.attention.values import Value
 
 
 class Forward(Printer):
@@ -23,17 +25,17 @@ class Forward(Printer):
         post = self.program.post
         return (self.program.score, *(() if post is None else (post,)))
 
-    def functions(self) -> dict[str, list[Instruction]]:
-        program, f = self.program, self.function()
+    def functions(self, given: Mapping[Expr, Value]) -> dict[str, list[Instruction]]:
+        program, f = self.program, self.function(given)
         found = {}
         if program.post is None:
             last = program.score
         else:
-            found["statistics"] = self.statistics()
+            found["statistics"] = self.statistics(given)
             self.softmax(f)
             last = program.post
         weights = f.tile(f.value(last), last.dtype)
-        f.instructions.append(Instruction("return {0:f};", None, (weights,)))
+        f.instructions.append(Instruction("return {0:f};", None, (weights,), work=PASS))
         return {**found, "weights": f.instructions}
 
     def numbers(self) -> dict[str, int]:

@@ -32,8 +32,11 @@ def _negative(f: Function, x: Register) -> Register:
 
 
 def _one_plus_exp(f: Function, x: Register) -> Register:
-    """1 + exp(-x)."""
-    return f.scalar("Adds", f.unary("Exp", _negative(f, x)), "1.0f")
+    """1 + exp(-x), which a function and its slope share."""
+    found = f.one_plus_exp.get(x)
+    if found is None:
+        found = f.one_plus_exp[x] = f.scalar("Adds", f.unary("Exp", _negative(f, x)), "1.0f")
+    return found
 
 
 def _sigmoid(f: Function, x: Register) -> Register:

@@ -8,7 +8,7 @@ one function of a kernel needs is the most that is alive at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
 Shape = Literal["tile", "row", "column", "bits"]
@@ -18,6 +18,37 @@ _VIEWS: Mapping[tuple[Shape, str], str] = {
     ("column", "f"): "column<float>", ("column", "i"): "column<int32_t>",
     ("bits", "b"): "bits<uint8_t>", ("bits", "w"): "bits<uint16_t>",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a statement costs a vector core, tile by tile.
+
+    Attributes:
+        passes: how often the vector unit goes over all elements of the tile.
+        issues: instructions that are started; `strips`: more of them for every 64 columns, `lines`: for every row.
+        scalars: how often the scalar unit goes over all pairs, one by one.
+    """
+
+    passes: float = 0
+    issues: float = 0
+    strips: float = 0
+    lines: float = 0
+    scalars: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(x + y for x, y in zip(astuple(self), astuple(other))))
+
+
+PASS = Work(passes=1, issues=1)
+_OF_SHAPE: Mapping[Shape, Work] = {
+    "tile": PASS, "row": Work(issues=1), "column": Work(issues=1), "bits": Work(passes=1 / 32, issues=1),
+}  # fmt: skip
+
+
+def work_of(shape: Shape, operands: Sequence[Register]) -> Work:
+    """Of one instruction; a comparison of tiles gives bits, and goes over the tiles."""
+    return PASS if any(x.shape == "tile" for x in operands) else _OF_SHAPE[shape]
 
 
 @dataclass(frozen=True)
@@ -37,12 +68,14 @@ class Instruction:
         text: C++ with `{d:f}` for the result and `{0:i}`, `{1:f}` ... for the operands; the letter is the view: f, i, u
             (float, int32_t, uint32_t), b, w (the bytes and words of bits).
         in_place: whether the result may lie where an operand lies that nobody reads afterwards.
+        work: what it costs; of runtime/'s functions what their text does.
     """
 
     text: str
     result: Register | None
     operands: tuple[Register, ...]
     in_place: bool = True
+    work: Work = Work()
 
 
 @dataclass

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from gr_compile.analysis.expr import FLOAT_DTYPES, Expr
-from gr_compile.lowering.ascendc.attention.instructions import Register
+from gr_compile.lowering.ascendc.attention.instructions import Register, Work
 from gr_compile.lowering.ascendc.attention.scalar import constant, place
-from gr_compile.lowering.ascendc.attention.values import HALF, Value
+from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, side_groups
 
@@ -57,10 +57,10 @@ def _sign_of(f: Function, node: Expr) -> Value:
     if len(sides) == 1:
         x = f.tile(sides[0], "i")
     else:
-        x = f.binary("Sub", f.tile(sides[0], "i"), f.tile(sides[1], "i") if sides[1].register is None
-                     else sides[1].register, "i")  # fmt: skip
+        left, right = (f.tile(x, "i") if x.register is None else x.register for x in sides)
+        x = f.binary("Sub", left, right, "i")
     if node.op == "ge0":
-        return Value(f.emit("CompareScalar({d:b}, {0:i}, 1, CMPMODE::EQ, n);", "bits", f.sign(x)))
+        x = f.below(x)
     return Value(f.emit("CompareScalar({d:b}, {0:i}, 0, CMPMODE::EQ, n);", "bits", x))
 
 
@@ -75,22 +75,39 @@ def _compare(f: Function, node: Expr) -> Value:
 
 
 def _and(f: Function, node: Expr) -> Value:
-    masks = [f.tile(f.known[x], "b") for x in node.args]
+    if any(f.known[x] == REFUTED for x in node.args):
+        return REFUTED
+    masks = [f.tile(f.known[x], "b") for x in node.args if f.known[x] != PROVED]
+    if not masks:
+        return PROVED
     return Value(functools.reduce(lambda x, y: f.emit("And({d:w}, {0:w}, {1:w}, n / 16);", "bits", x, y), masks))
 
 
 def _not(f: Function, node: Expr) -> Value:
+    if f.known[node.args[0]] in (PROVED, REFUTED):
+        return REFUTED if f.known[node.args[0]] == PROVED else PROVED
     return Value(f.emit("Not({d:w}, {0:w}, n / 16);", "bits", f.tile(f.known[node.args[0]], "b")))
 
 
 def _where(f: Function, node: Expr) -> Value:
-    mask = f.tile(f.known[node.args[0]], "b")
-    left, right = (f.tile(Value(f.register(x, node)), x.dtype) for x in node.args[1:])
-    return Value(f.choose(mask, left, right))
+    condition, left, right = node.args
+    if f.known[condition] in (PROVED, REFUTED):
+        chosen = left if f.known[condition] == PROVED else right
+        return Value(f.tile(Value(f.register(chosen, node)), chosen.dtype))
+    mask = f.tile(f.known[condition], "b")
+    if left.op == "const" and right.op != "const":
+        mask, left, right = f.emit("Not({d:w}, {0:w}, n / 16);", "bits", mask), right, left
+    chosen = f.tile(Value(f.register(left, node)), left.dtype)
+    if right.op == "const" and right.dtype in FLOAT_DTYPES:
+        return Value(f.choose_number(mask, chosen, constant(right, node)))
+    return Value(f.choose(mask, chosen, f.tile(Value(f.register(right, node)), right.dtype)))
 
 
 def _cast(f: Function, node: Expr) -> Value:
     inner = node.args[0]
+    if f.known[inner] in (PROVED, REFUTED):
+        number = int(f.known[inner] == PROVED)
+        return Value(text=f"{number}" if node.dtype == "i" else f"{number}.0f")
     if inner.dtype == "b":
         one = f.ones(f.tile(f.known[inner], "b"))
         return Value(f.emit("Cast({d:i}, {0:f}, RoundMode::CAST_TRUNC, n);", "tile", one) if node.dtype == "i" else one)
@@ -145,7 +162,7 @@ def _by_scalars(f: Function, node: Expr, at: int, values: list[Value]) -> Regist
     read = f"ToFloat({read})" if node.dtype == "bf16" else f"({kind}){read}"
     loop = "for (int32_t y = 0; y < rows; y++) for (int32_t x = 0; x < columns; x++)"
     text = f"Duplicate({{d:{view}}}, ({kind})0, n); {loop} {{d:{view}}}.SetValue(y * width + x, {read});"
-    return f.emit(text, "tile", *registers, in_place=False)
+    return f.emit(text, "tile", *registers, in_place=False, work=Work(passes=1, issues=1, scalars=1))
 
 
 def _dropout(f: Function, node: Expr) -> Value:

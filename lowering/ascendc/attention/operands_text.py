@@ -29,9 +29,9 @@ def operands(printer: Printer) -> str:
     lines.append(f"typedef {_OUT[program.out_dtype]} OT;")
     lines += [*_constants(printer), "struct Operands {", f"int64_t {', '.join(sizes.fields(printer))};"]
     lines.append("GlobalTensor<QT> q, k; GlobalTensor<VT> v, p, grad; GlobalTensor<QT> ds; GlobalTensor<OT> out;")
-    lines.append("GlobalTensor<float> s, g, vt, kt, qt, grad_t, pt, dst, sums;")
+    lines.append("GlobalTensor<float> s, g, vt, kt, qt, grad_t, pt, dst, sums, shared;")
     lines.append("GlobalTensor<int64_t> query_offsets, query_positions, key_offsets, key_positions, sizes;")
-    lines.append("GlobalTensor<int32_t> blocks, status, row_columns, key_columns;")
+    lines.append("GlobalTensor<int32_t> blocks, key_tiles, status, row_columns, key_columns;")
     lines += [f"GlobalTensor<{LEAF[dtype]}> leaf{at};" for at, dtype in enumerate(call.leaf_dtypes)]
     own = {x: kind for x, (kind, _) in printer.parameters().items() if x not in ("out", "grad")}
     lines += [f"GlobalTensor<{kind}> {x};" for x, kind in own.items()]
@@ -50,7 +50,10 @@ def _constants(printer: Printer) -> list[str]:
     numbers = {
         "PHASES": len(printer.listings), "ROW_VALUES": len(printer.rows), "HEAD_ROW_VALUES": len(printer.head_rows),
         "COLUMN_VALUES": len(printer.columns), "HEAD_COLUMN_VALUES": len(printer.head_columns),
-        "MOST": rows, "SUM": rows + 1, "KEPT_SUMS": printer.kept_sums(), "COLUMN_SUMS": printer.column_sums(),
+        "EXTREME_ROWS": len(printer.extreme_rows), "EXTREME_COLUMNS": len(printer.extreme_columns),
+        "BLOCK_WORDS": sizes.block_words(printer), "KEY_WORDS": sizes.key_words(printer),
+        "SHARED": len(printer.shared), "MOST": rows, "SUM": rows + 1, "KEPT_SUMS": printer.kept_sums(),
+        "COLUMN_SUMS": printer.column_sums(),
     } | printer.numbers()  # fmt: skip
     flags = {
         "PRODUCT": program.product is not None, "HAS_LOW": program.key_low is not None,

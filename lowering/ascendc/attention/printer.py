@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gr_compile.analysis.expr import Expr, size
+from gr_compile.analysis.expr import Expr, size, sub
 from gr_compile.lowering.ascendc.attention import sizes
 from gr_compile.lowering.ascendc.attention.call import ELEMENT, LEAF, Call
-from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape, allocate
+from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape, Work, allocate
+from gr_compile.lowering.ascendc.attention.masks import proof, provable
 from gr_compile.lowering.ascendc.attention.operands_text import entry, operands, read_runtime, run
 from gr_compile.lowering.ascendc.attention.program_text import program
 from gr_compile.lowering.ascendc.attention.scalar import Scalars
-from gr_compile.lowering.ascendc.attention.values import Context
+from gr_compile.lowering.ascendc.attention.sharing import making, shared_values
+from gr_compile.lowering.ascendc.attention.values import Context, Value
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import Machine
@@ -36,15 +38,23 @@ from gr_compile.ops.score_program import HEAD
 
 _RESIDENT = 32768  # bytes of a leaf up to which it lies in the unified buffer
 _MOST_CELLS = 4096  # of a bucket's table, which the scalar unit writes one by one
+_STATISTICS = Work(passes=4, issues=12, strips=3)  # of softmax.h
+_NORMALISE = Work(passes=2, issues=5, strips=1)
+_EXPECTED_SEQUENCES, _EXPECTED_KEYS = 16, 2048  # where only a call will tell
 _PLACE = (0, sizes.PLACES - 1)  # positions and sizes: assumed, and every column that is made of them is checked
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A printed function of tiles: C++ statements, the slots they need, and the instruction list for a dump."""
+    """A printed function of tiles: C++ statements, the slots they need, and what they cost a vector core."""
 
     lines: list[str]
     slots: dict[Shape, int]
+    work: Work
+
+    @staticmethod
+    def of(instructions: list[Instruction], places: Mapping[Shape, Sequence[int]]) -> Listing:
+        return Listing(*allocate(instructions, places), sum((x.work for x in instructions), Work()))
 
 
 class Printer(ABC):
@@ -62,11 +72,19 @@ class Printer(ABC):
         self.call, self.program = call, call.program
         self._check()
         self.context = self._context()
-        functions = self.functions()
+        masks = provable(self.roots(), Function(self.context))
+        self.proof, extremes = proof(masks, Function(self.context))
+        self.shared = self._shared()
+        functions, whole = self.functions(self.shared), self.functions({**self.shared, **masks})
+        share = making(self.shared, self.context)
         self.rows, self.head_rows, row_places = _by_head(self.context.columns.rows)
         self.columns, self.head_columns, column_places = _by_head(self.context.columns.columns)
-        places: dict[Shape, Sequence[int]] = {"row": row_places, "column": column_places, "tile": [0, 1]}
-        self.listings = {name: Listing(*allocate(found, places)) for name, found in functions.items()}
+        places: dict[Shape, Sequence[int]] = {"row": row_places, "column": column_places, "tile": range(8)}
+        self.extreme_rows = [row_places[at] for at in extremes.rows]
+        self.extreme_columns = [column_places[at] for at in extremes.columns]
+        self.listings = {name: Listing.of(found, places) for name, found in functions.items()}
+        self.share = Listing.of(share, places)
+        self.whole = {name: Listing.of(found, places) for name, found in whole.items() if self.proof != "false"}
 
     # -------------------------------------------------------------------------------------- what differs
     @abstractmethod
@@ -74,8 +92,8 @@ class Printer(ABC):
         """Every expression that tiles compute."""
 
     @abstractmethod
-    def functions(self) -> dict[str, list[Instruction]]:
-        """The functions of tiles, one a phase, the last one last."""
+    def functions(self, given: Mapping[Expr, Value]) -> dict[str, list[Instruction]]:
+        """The functions of tiles that know the values `given`, one a phase, the last one last."""
 
     @abstractmethod
     def numbers(self) -> dict[str, int]:
@@ -92,6 +110,14 @@ class Printer(ABC):
     @abstractmethod
     def parameters(self) -> dict[str, tuple[str, str]]:
         """Type and number of elements, in C++, of each parameter behind sizes."""
+
+    def pairs(self) -> tuple[Expr, ...]:
+        """Values of pairs that functions need beside their roots."""
+        return ()
+
+    def _shared(self) -> dict[Expr, Value]:
+        again = self.call.heads > 1 or self.program.post is not None
+        return shared_values((*self.roots(), *self.pairs()), self.context) if again else {}
 
     def sums(self) -> dict[str, str]:
         """Formulas: where each sum begins in global memory, in elements, and at last `sums_count`."""
@@ -144,28 +170,28 @@ class Printer(ABC):
             rough_nodes((*roots, *bounds)), exact=program.post is not None, resident=frozenset(resident),
         )  # fmt: skip
 
-    def function(self) -> Function:
-        """A function of tiles that is given the scores."""
-        function = Function(self.context)
+    def function(self, given: Mapping[Expr, Value]) -> Function:
+        """A function of tiles that is given the scores, and the values `given`."""
+        function = Function(self.context, dict(given))
         product = self.program.product
         if product is not None:
             function.known[product] = function.rounded(Register(0, "tile", 0), product)
         return function
 
-    def statistics(self) -> list[Instruction]:
+    def statistics(self, given: Mapping[Expr, Value]) -> list[Instruction]:
         """The first phase of a softmax: every row's largest score and sum of exponentials so far."""
-        f = self.function()
+        f = self.function(given)
         score = f.tile(f.value(self.program.score), self.program.score.dtype)
         work, rows = f.emit("", "tile"), (f.emit("", "row"), f.emit("", "row"))
         text = "gather_statistics({0:f}, {1:f}, {2:f}, {3:f});"
-        f.instructions.append(Instruction(text, None, (score, work, *rows)))
+        f.instructions.append(Instruction(text, None, (score, work, *rows), work=_STATISTICS))
         return f.instructions
 
     def softmax(self, f: Function) -> Register:
         """The softmax, from the statistics, in a later phase."""
         assert self.program.softmax is not None
         score = f.tile(f.value(self.program.score), self.program.score.dtype)
-        sm = f.emit("normalise({d:f}, {0:f}, {1:f});", "tile", score, f.emit("", "row"))
+        sm = f.emit("normalise({d:f}, {0:f}, {1:f});", "tile", score, f.emit("", "row"), work=_NORMALISE)
         found = f.known[self.program.softmax] = f.rounded(sm, self.program.softmax)
         assert found.register is not None
         return found.register
@@ -174,7 +200,10 @@ class Printer(ABC):
     def demand(self) -> Demand:
         call = self.call
         shapes: tuple[Shape, ...] = ("tile", "row", "column", "bits")
-        slots = {shape: max(x.slots[shape] for x in self.listings.values()) for shape in shapes}
+        printed = [*self.listings.values(), *self.whole.values(), self.share]
+        slots = {shape: max(x.slots[shape] for x in printed) for shape in shapes}
+        edge = sum((x.work for x in self.listings.values()), Work())
+        whole = sum((x.work for x in self.whole.values()), Work()) if self.whole else edge
         cells = [len(table.values) for _, table in self.context.buckets.values()]
         tables = sum(up(8 * x, 32) + up(4 * x, 32) for x in cells)
         tables += sum(up(4 * call.count(at), 32) for at in self.resident())
@@ -184,9 +213,19 @@ class Printer(ABC):
             tiles=max(slots["tile"], 1), bits=slots["bits"], rows=slots["row"], columns=slots["column"],
             kept_rows=max(len(self.rows) + len(self.head_rows), 1) + self.kept_sums(),
             kept_columns=len(self.columns) + len(self.head_columns) + self.column_sums(), tables=tables,
-            instructions=sum(sum(";" in line for line in x.lines) for x in self.listings.values()),
+            edge=edge, whole=whole, share=self.share.work, shared=len(self.shared), heads=call.heads,
+            query_rows=call.query_rows or _EXPECTED_SEQUENCES * _EXPECTED_KEYS, keys=self._keys(),
+            bounds=(self.program.key_low is not None, self.program.key_high is not None),
             phases=len(self.listings), backward=self.operator == "jagged_attention_backward",
         )  # fmt: skip
+
+    def _keys(self) -> float:
+        """How many keys a row reads on average: a part of its sequence, or the width of a window."""
+        low, high = self.program.key_low, self.program.key_high
+        longest = self.call.key_rows / self.call.batch if self.call.batch else _EXPECTED_KEYS
+        mean = longest / (1 if low is None and high is None else 2)
+        window = None if low is None or high is None else sub(high, low)
+        return mean if window is None or window.op != "const" else min(mean, window.args[0])
 
     def resident(self) -> list[int]:
         """Leaves that lie in the unified buffer whole."""
@@ -227,8 +266,11 @@ class Printer(ABC):
     def dump(self) -> str:
         """The sequence of vector instructions, function by function."""
         lines: list[str] = []
-        for name, each in self.listings.items():
-            lines += [f"{name}:", *(f"  {x}" for x in each.lines if x)]
+        if self.shared:
+            lines += ["shared by heads:", *(f"  {x}" for x in self.share.lines)]
+        for title, listings in (("{}, of tiles that pass the masks", self.whole), ("{}", self.listings)):
+            for name, each in listings.items():
+                lines += [f"{title.format(name)}:", *(f"  {x}" for x in each.lines if x)]
         return "\n".join(lines)
 
 

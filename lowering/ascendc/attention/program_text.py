@@ -27,11 +27,14 @@ def program(printer: Printer) -> str:
     leaves = "".join(f", leaf{at}(o.leaf{at})" for at in range(len(printer.call.leaf_dtypes)))
     lines.append(f"__aicore__ inline explicit Program(const Operands& o) : o(o){leaves} {{}}")
     lines += [_layout(printer), _tables(printer), _begin(printer), *_sides(printer), *_hull(printer)]
-    lines.append(read_runtime("softmax.h"))
-    lines += printer.members()
+    lines += [*_extremes(printer), read_runtime("softmax.h"), read_runtime("shared.h"), *printer.members()]
+    lines += ["__aicore__ inline void share() {", *printer.share.lines, "}"]
     for name in ("statistics", "inner", *list(printer.listings)[-1:]):
         kind = "LocalTensor<float>" if name == "weights" else "void"
         body = printer.listings[name].lines if name in printer.listings else []
+        if name in printer.whole:
+            ends = [] if name == "weights" else ["return;"]
+            body = ["if (whole) {", *printer.whole[name].lines, *ends, "}", *body]
         lines += [f"__aicore__ inline {kind} {name}() {{", *body, "}"]
     return "\n".join([*lines, "};"])
 
@@ -137,6 +140,19 @@ def _hull(printer: Printer) -> list[str]:
         body = " ".join(scalars.lines)
         lines.append(f"__aicore__ inline int64_t {name}(int64_t b, int64_t i) {{ {body} return {value}; }}")
     return lines
+
+
+def _extremes(printer: Printer) -> list[str]:
+    """Least and greatest values of a block of rows, and of a tile of keys, and what they prove."""
+    lines = []
+    for side, first, to, slots in (("row", 2, "kept_row", printer.extreme_rows),
+                                   ("key", 0, "given_column", printer.extreme_columns)):  # fmt: skip
+        parameters = "const LocalTensor<int32_t>& words, int32_t count, bool fresh"
+        lines.append(f"__aicore__ inline void {side}_extremes({parameters}) {{")
+        for at, slot in enumerate(slots):
+            lines.append(f"extremes(words, {first + 2 * at}, {to}<int32_t>({slot}), count, fresh);")
+        lines.append("}")
+    return [*lines, f"__aicore__ inline bool proved() {{ return {printer.proof}; }}"]
 
 
 def _getter(name: str, at: str, count: int, kind: str = "int32_t") -> str:

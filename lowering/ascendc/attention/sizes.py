@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.formulas import Formula, evaluate
-from gr_compile.lowering.ascendc.tiling import SELECT_WORKSPACE, Tiling, scratch
+from gr_compile.lowering.ascendc.tiling import SELECT_WORKSPACE, Tiling, scratch, up
 from gr_compile.lowering.cpu.lanes import Unsupported
 
 if TYPE_CHECKING:
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 DEPTH = 3  # tiles under way; walk of runtime/cube.h
 PLACES = 1 << 24  # positions, sizes and sequences are below
 _ROWS = 1 << 30
+_MOST_SHARED_TILES = 64  # of a block of rows; shared values of further tiles are made every time
 COMMON = (
     *("batch", "heads", "q_rows", "k_rows", "q_heads", "k_heads", "v_heads", "d", "dv"),
-    *("r", "c", "vr", "d_step", "c_step", "left", "right", "cores", "scratch"),
+    *("r", "c", "vr", "d_step", "c_step", "left", "right", "shared_tiles", "cores", "scratch"),
 )
 Part = tuple[str, str]
 
@@ -55,6 +56,7 @@ def formulas(printer: Printer, tiling: Tiling) -> list[Formula]:
         "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows,
         "d_step": tiling.d_step, "c_step": tiling.c_step, "left": tiling.buffers["L0A"] // 2,
         "right": tiling.buffers["L0B"] // 2, "cores": "cube_cores", "scratch": need,
+        "shared_tiles": f"min(k_rows // c + 1, {_MOST_SHARED_TILES})",
     }  # fmt: skip
     found = [Formula(name, str(texts[name])) for name in COMMON]
     found += [Formula(name, text) for name, text in (*_extents(call), *printer.sums().items())]
@@ -114,12 +116,24 @@ def common_parts(printer: Printer) -> dict[str, Part]:
     slots = f"cores * {DEPTH} * r * c"
     rows, columns = len(printer.rows), len(printer.columns)
     return {
-        "blocks": ("int32_t", "8 * (q_rows // r + batch)"),
+        "blocks": ("int32_t", f"{block_words(printer)} * (q_rows // r + batch)"),
+        "key_tiles": ("int32_t", f"{key_words(printer)} * (k_rows // c + batch)"),
         "status": ("int32_t", "16 * cores"),
         "row_columns": ("int32_t", f"({rows} + {len(printer.head_rows)} * heads) * q_rows"),
         "key_columns": ("int32_t", f"({columns} + {len(printer.head_columns)} * heads) * k_rows"),
         "s": ("float", slots if printer.call.d else "0"), "p": ("VT", slots),
+        "shared": ("float", f"cores * (shared_tiles + 1) * {len(printer.shared)} * r * c"),
     }  # fmt: skip
+
+
+def block_words(printer: Printer) -> int:
+    """Of a block of rows in the list of blocks: its sequence, its place, and extremes."""
+    return up(2 + 2 * len(printer.extreme_rows), 8)
+
+
+def key_words(printer: Printer) -> int:
+    """Of a tile of keys in the list of extremes."""
+    return up(2 * len(printer.extreme_columns), 8)
 
 
 def _extents(call: Call) -> Iterable[tuple[str, str]]:

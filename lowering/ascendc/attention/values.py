@@ -40,6 +40,9 @@ class Value:
         return "uniform" if self.register is None else self.register.shape
 
 
+PROVED, REFUTED = Value(text="true"), Value(text="false")  # a mask that holds for every pair of a tile, or for none
+
+
 @dataclass
 class Context:
     """What every function of a kernel shares.

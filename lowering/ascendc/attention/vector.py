@@ -20,15 +20,17 @@ from dataclasses import dataclass, field
 
 from gr_compile.analysis.expr import BINARY, UNARY, Expr
 from gr_compile.lowering.ascendc.attention import functions
-from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape
+from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape, Work, work_of
 from gr_compile.lowering.ascendc.attention.nodes import RULES
 from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, number
-from gr_compile.lowering.ascendc.attention.values import HALF, Context, Value
+from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Context, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, reads_block
 from gr_compile.ops.program_walk import OperandsFirst
 
 COUNT: Mapping[Shape, str] = {"tile": "n", "row": "rows8", "column": "width"}
+BESIDE = Work(passes=1, issues=1, strips=1)  # Brcb of a row, and an instruction for every 64 columns
+ROUND = Work(passes=2, strips=8)  # two Casts of 16 columns' elements at a time
 _VECTOR_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
 
 
@@ -40,16 +42,21 @@ class Function(OperandsFirst[Value]):
     known: dict[Expr, Value] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     registers: int = 0
+    one_plus_exp: dict[Register, Register] = field(default_factory=dict)
 
     # -------------------------------------------------------------------------------------- instructions
     def new(self, shape: Shape) -> Register:
         self.registers += 1
         return Register(self.registers, shape)
 
-    def emit(self, text: str, shape: Shape, *operands: Register, in_place: bool = True) -> Register:
+    def emit(
+        self, text: str, shape: Shape, *operands: Register, in_place: bool = True, work: Work | None = None
+    ) -> Register:
         """An instruction with a result; `#` in its text is the count of elements of its shape."""
         result = self.new(shape)
-        self.instructions.append(Instruction(text.replace("#", COUNT.get(shape, "n")), result, operands, in_place))
+        work = (work_of(shape, operands) if text else Work()) if work is None else work
+        text = text.replace("#", COUNT.get(shape, "n"))
+        self.instructions.append(Instruction(text, result, operands, in_place, work))
         return result
 
     def unary(self, name: str, x: Register, view: str = "f") -> Register:
@@ -63,21 +70,19 @@ class Function(OperandsFirst[Value]):
         """Add, Sub, Mul, Div, Max, Min; one of the operands may be a row or a column beside a tile."""
         if x.shape == y.shape:
             return self.emit(f"{name}({{d:{view}}}, {{0:{view}}}, {{1:{view}}}, #);", x.shape, x, y)
-        if x.shape != "tile":
-            if y.shape == "tile" and name in ("Add", "Mul", "Max", "Min"):
+        if x.shape != "tile" and y.shape == "tile":
+            if name in ("Add", "Mul", "Max", "Min"):
                 return self.binary(name, y, x, view)
-            x = self.spread(x, view)
-        if y.shape == "tile":
-            return self.binary(name, x, y, view)
-        side = "Row" if y.shape == "row" else "Column"
-        return self.emit(f"{name}{side}({{d:{view}}}, {{0:{view}}}, {{1:{view}}});", "tile", x, y)
+            return self.binary(name, self.spread(x, view), y, view)
+        sides = "".join({"row": "Row", "column": "Column"}.get(z.shape, "") for z in (x, y))
+        return self.emit(f"{name}{sides}({{d:{view}}}, {{0:{view}}}, {{1:{view}}});", "tile", x, y, work=BESIDE)
 
     def spread(self, x: Register, view: str = "f") -> Register:
         """A row or a column as a tile."""
         if x.shape == "tile":
             return x
         name = "SpreadRow" if x.shape == "row" else "SpreadColumn"
-        return self.emit(f"{name}({{d:{view}}}, {{0:{view}}});", "tile", x)
+        return self.emit(f"{name}({{d:{view}}}, {{0:{view}}});", "tile", x, work=BESIDE)
 
     def tile(self, value: Value, dtype: str) -> Register:
         """A value as a tile; a mask as bits."""
@@ -99,10 +104,14 @@ class Function(OperandsFirst[Value]):
         text = "Select({d:f}, {0:b}, {1:f}, {2:f}, SELMODE::VSEL_TENSOR_TENSOR_MODE, n);"
         return self.emit(text, "tile", mask, x, y)
 
+    def choose_number(self, mask: Register, x: Register, number: str) -> Register:
+        """x where the bits are set, else a float of the scalar unit."""
+        text = f"Select({{d:f}}, {{0:b}}, {{1:f}}, {number}, SELMODE::VSEL_TENSOR_SCALAR_MODE, n);"
+        return self.emit(text, "tile", mask, x)
+
     def ones(self, mask: Register) -> Register:
         """Bits as a tile of 1 and 0 in float32."""
-        one = self.emit("Duplicate({d:f}, 1.0f, n);", "tile")
-        return self.emit("Select({d:f}, {0:b}, {1:f}, 0.0f, SELMODE::VSEL_TENSOR_SCALAR_MODE, n);", "tile", mask, one)
+        return self.choose_number(mask, self.emit("Duplicate({d:f}, 1.0f, n);", "tile"), "0.0f")
 
     # --------------------------------------------------------------------------------------------- nodes
     def given(self, node: Expr) -> bool:
@@ -112,8 +121,14 @@ class Function(OperandsFirst[Value]):
     def needs(self, node: Expr) -> tuple[Expr, ...]:
         if self.given(node):
             return ()
-        found = self.context.buckets.get(node)
-        return (found[1].argument,) if found else operands(node)
+        if node.op == "where":
+            found = self.known.get(node.args[0])
+            if found is None:
+                return (node.args[0],)
+            if found in (PROVED, REFUTED):
+                return (node.args[1 if found == PROVED else 2],)
+        bucket = self.context.buckets.get(node)
+        return (bucket[1].argument,) if bucket else operands(node)
 
     def make(self, node: Expr) -> Value:
         if node.op == "const":
@@ -162,7 +177,8 @@ class Function(OperandsFirst[Value]):
         if not self.context.rounds(node):
             return Value(x)
         narrow = HALF[node.dtype]
-        return Value(self.emit(f"round_to<{narrow}>({{d:f}}, {{0:f}}, #);", x.shape, x))
+        work = ROUND if x.shape == "tile" else Work(issues=2)
+        return Value(self.emit(f"round_to<{narrow}>({{d:f}}, {{0:f}}, #);", x.shape, x, work=work))
 
     def _unary(self, node: Expr) -> Value:
         x = self.register(node.args[0], node)
@@ -239,8 +255,9 @@ class Function(OperandsFirst[Value]):
         cell = self.scalar("Mins", self.scalar("Maxs", cell, "0", "i"), str(len(table.values) - 1), "i")
         cell = self.spread(cell, "i")
         limit = self.gather(f"limits{at}()", self.scalar("Muls", cell, "4", "i"))
-        beyond = self.sign(self.binary("Sub", self.spread(x, "i"), limit, "i"))
-        place_ = self.scalar("Muls", self.binary("Add", self.scalar("Muls", cell, "2", "i"), beyond, "i"), "4", "i")
+        below = self.below(self.binary("Sub", self.spread(x, "i"), limit, "i"))
+        behind = self.scalar("Adds", self.scalar("Muls", cell, "2", "i"), "1", "i")
+        place_ = self.scalar("Muls", self.binary("Add", behind, below, "i"), "4", "i")
         found = self.gather(f"values{at}()", place_)
         if node.dtype == "i":
             return found
@@ -250,6 +267,6 @@ class Function(OperandsFirst[Value]):
         """Elements of a table in the unified buffer at byte offsets."""
         return self.emit(f"Gather({{d:i}}, {table}, {{0:u}}, 0, n);", "tile", offset, in_place=False)
 
-    def sign(self, x: Register) -> Register:
-        """1 where an int32 is not negative, else 0."""
-        return self.scalar("Adds", self.scalar("Mins", self.scalar("Maxs", x, "-1", "i"), "0", "i"), "1", "i")
+    def below(self, x: Register) -> Register:
+        """-1 where an int32 is negative, else 0: its sign's bit, moved through."""
+        return self.scalar("ShiftRight", x, "31", "i")

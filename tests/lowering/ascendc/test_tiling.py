@@ -6,12 +6,14 @@ import dataclasses
 
 import pytest
 
+from gr_compile.lowering.ascendc.attention.instructions import Work
 from gr_compile.lowering.ascendc.machine import machine, machines
 from gr_compile.lowering.ascendc.tiling import Demand, DoesNotFit, machine_share, solve
 
 PLAIN = Demand(
     d=128, dv=128, qk_bytes=2, v_bytes=2, tiles=3, bits=1, rows=0, columns=0, kept_rows=2, kept_columns=2, tables=0,
-    instructions=12, phases=1,
+    edge=Work(passes=12, issues=12), whole=Work(passes=6, issues=6), share=Work(),
+    shared=0, heads=4, query_rows=4096, keys=512, bounds=(False, True), phases=1,
 )  # fmt: skip
 
 

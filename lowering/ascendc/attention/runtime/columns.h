@@ -38,6 +38,7 @@ class Columns {
   __aicore__ inline bool block(int64_t b, int64_t g, int64_t row0, int64_t row1, int64_t k0, int64_t k1) {
     bool fits = true;
     int64_t low = INT64_MAX, high = 0;
+    LocalTensor<int32_t> words = x.piece<int32_t>(x.spread_at, BLOCK_WORDS);
     for (int64_t row = row0; row < row1; row += x.given_rows) {
       int32_t count = (int32_t)least(x.given_rows, row1 - row);
       for (int32_t y = 0; y < count; y++) {
@@ -45,6 +46,7 @@ class Columns {
         low = least(low, x.key_low(b, i)), high = most(high, x.key_high(b, i));
         fits &= x.row_values(b, i, y);
       }
+      x.row_extremes(words, count, row == row0);
       for (int k = 0; k < ROW_VALUES; k++) copy_out(o.row_columns[k * o.q_rows + row], x.kept_row<int32_t>(k), count);
       for (int64_t h = 0; h < (HEAD_ROW_VALUES ? o.heads : 0); h++) {
         for (int32_t y = 0; y < count; y++) fits &= x.head_row_values(b, h, o.query_positions.GetValue(row + y), y);
@@ -54,10 +56,9 @@ class Columns {
     }
     int64_t first = HAS_LOW ? first_key(low, k0, k1) - k0 : 0, last = HAS_HIGH ? first_key(high, k0, k1) - k0 : k1 - k0;
     bool empty = first >= last;
-    LocalTensor<int32_t> words = x.kept_row<int32_t>(0);
     words.SetValue(0, empty ? 0 : (int32_t)(first / o.c));
     words.SetValue(1, empty ? 0 : (int32_t)((last + o.c - 1) / o.c));
-    copy_out(o.blocks[g * 8], words, 2);
+    copy_out(o.blocks[g * BLOCK_WORDS], words, 2 + 2 * EXTREME_ROWS);
     if (sizeof(QT) == 4 && BACKWARD && PRODUCT) transpose(o.q.ReinterpretCast<float>(), o.q_heads, o.d, row0, (int32_t)(row1 - row0), o.qt, g, o.r);
     if (sizeof(VT) == 4 && BACKWARD) transpose(o.grad.ReinterpretCast<float>(), o.heads, o.dv, row0, (int32_t)(row1 - row0), o.grad_t, g, o.r);
     if (empty && !BACKWARD) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);
@@ -76,6 +77,9 @@ class Columns {
     bool fits = true;
     int32_t count = (int32_t)(key1 - key0);
     for (int32_t y = 0; y < count; y++) fits &= x.column_values(b, o.key_positions.GetValue(key0 + y), y);
+    LocalTensor<int32_t> words = x.piece<int32_t>(x.spread_at, KEY_WORDS);
+    x.key_extremes(words, count, true);
+    if (EXTREME_COLUMNS) copy_out(o.key_tiles[kt * KEY_WORDS], words, 2 * EXTREME_COLUMNS);
     for (int k = 0; k < COLUMN_VALUES; k++) copy_out(o.key_columns[k * o.k_rows + key0], x.given_column<int32_t>(k), count);
     for (int64_t h = 0; h < (HEAD_COLUMN_VALUES ? o.heads : 0); h++) {
       for (int32_t y = 0; y < count; y++) fits &= x.head_column_values(b, h, o.key_positions.GetValue(key0 + y), y);
@@ -90,9 +94,9 @@ class Columns {
   // together. Eight rows at a time.
   __aicore__ inline void transpose(GlobalTensor<float> rows, int64_t heads, int64_t width, int64_t row0, int32_t count, GlobalTensor<float> to,
                                    int64_t number, int64_t step) {
-    int32_t wide = (int32_t)up(width, 8);
-    LocalTensor<float> from = x.piece<float>(x.transpose_at, 8 * wide), turned = x.piece<float>(x.transpose_at + 32 * wide, 8 * wide);
-    LocalTensor<int32_t> at = x.piece<int32_t>(x.transpose_at + 64 * wide, 64);
+    int32_t wide = (int32_t)up(width, 8), widest = (int32_t)up(most(o.d, o.dv), 8);  // pieces lie alike for all matrices: copies are under way
+    LocalTensor<float> from = x.piece<float>(x.transpose_at, 8 * wide), turned = x.piece<float>(x.transpose_at + 32 * widest, 8 * wide);
+    LocalTensor<int32_t> at = x.piece<int32_t>(x.transpose_at + 64 * widest, 64);
     for (int64_t h = 0; h < heads; h++)
       for (int32_t y = 0; y < count; y += 8) {
         int32_t some = (int32_t)least(8, count - y);

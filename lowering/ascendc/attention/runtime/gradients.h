@@ -25,9 +25,11 @@ class Vector : VectorCore {
       int64_t at = (x.slot * o.r + from + y) * o.c;
       if (PRODUCT) x.arrived[0] = arrive(in_s, o.s[at]);
       x.arrived[1] = arrive(in_g, o.g[at]);
+      begin_shared(s, y);
       if (last) x.gradients();
       else if (s.phase == 0) x.statistics();
       else x.inner();
+      end_shared();
       if (PRODUCT) in_s.FreeTensor(x.arrived[0]);
       in_g.FreeTensor(x.arrived[1]);
     }

@@ -3,9 +3,8 @@ __aicore__ inline void gather_statistics(const LocalTensor<float>& x, const Loca
                                           const LocalTensor<float>& scale) {
   LocalTensor<float> most_ = given_row<float>(MOST), sum = given_row<float>(SUM);
   cut(x, from_bits(0xff800000u));
-  DataCopy(work, x, n);
   Duplicate(now, -3.4028234663852886e38f, rows8);
-  row_most(now, work);
+  largest_of_rows(now, x, work);
   Max(now, now, most_, rows8);  // never below the least number, so that -inf gives 0 and a row without keys no NaN
   Sub(scale, most_, now, rows8);
   Exp(scale, scale, rows8);
@@ -17,9 +16,11 @@ __aicore__ inline void gather_statistics(const LocalTensor<float>& x, const Loca
   row_sums(now, x);
   Add(sum, sum, now, rows8);
 }
+// exp(x - (largest + ln sum)): what is subtracted is as near as a score is to what it stands for.
 __aicore__ inline void normalise(const LocalTensor<float>& dst, const LocalTensor<float>& x, const LocalTensor<float>& total) {
-  SubRow(dst, x, given_row<float>(MOST));
-  Exp(dst, dst, n);
   Maxs(total, given_row<float>(SUM), NATURAL ? 0.0f : 1e-30f, rows8);
-  DivRow(dst, dst, total);
+  Ln(total, total, rows8);
+  Add(total, total, given_row<float>(MOST), rows8);
+  SubRow(dst, x, total);
+  Exp(dst, dst, n);
 }

@@ -23,10 +23,12 @@ template <HardEvent event> __aicore__ inline void order() {
 // one that Compare takes. Rows and columns of a tile are padded to 8 and to `width`.
 struct Tile {
   int32_t rows = 0, rows8 = 0, columns = 0, width = 0, n = 0;
+  bool whole = false;  // do all pairs pass the masks that masks.py proves?
+  GlobalTensor<int32_t> row_words, key_words;  // extremes of the tile's block of rows, behind its range of tiles; of its keys
   int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
   int32_t first_row = 0;                                    // of the tile, in what the core keeps
   uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
-  LocalTensor<float> arrived[2];                            // from the cube core: scores, gradients of weights
+  LocalTensor<float> arrived[8];                            // scores and gradients of weights, from the cube core; shared values
   TBuf<TPosition::VECCALC> memory;
 
   __aicore__ inline uint32_t take(int64_t bytes) {
@@ -60,6 +62,18 @@ struct Tile {
   template <class T> __aicore__ inline int64_t at_row(const LocalTensor<T>& tensor, int32_t y, int32_t) { return tensor.GetValue(y); }
   template <class T> __aicore__ inline int64_t at_column(const LocalTensor<T>& tensor, int32_t, int32_t x) { return tensor.GetValue(x); }
 
+  // The least and the greatest of `values` and, where not `fresh`, of those before them.
+  __aicore__ inline void extremes(const LocalTensor<int32_t>& words, int32_t at, const LocalTensor<int32_t>& values, int32_t count, bool fresh) {
+    int32_t low = fresh ? values.GetValue(0) : words.GetValue(at), high = fresh ? low : words.GetValue(at + 1);
+    for (int32_t y = 0; y < count; y++) low = (int32_t)least(low, values.GetValue(y)), high = (int32_t)most(high, values.GetValue(y));
+    words.SetValue(at, low);
+    words.SetValue(at + 1, high);
+  }
+  __aicore__ inline int64_t row_least(int k) { return row_words.GetValue(2 + 2 * k); }
+  __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(3 + 2 * k); }
+  __aicore__ inline int64_t key_least(int k) { return key_words.GetValue(2 * k); }
+  __aicore__ inline int64_t key_most(int k) { return key_words.GetValue(2 * k + 1); }
+
   // Each element of a row fills a block of `spread`, which an instruction reads for all columns.
   template <class T> __aicore__ inline void spread_out(const LocalTensor<T>& y) {
     Brcb(spread<T>(), y, (uint8_t)(rows8 / 8), BrcbRepeatParams(1, 8));
@@ -80,6 +94,16 @@ struct Tile {
   template <class T> __aicore__ inline void Name##Column(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y) { \
     for (int32_t c = 0; c < width; c += 64)                                                                                      \
       Name(dst[c], x[c], y[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, 0));                        \
+  }                                                                                                                              \
+  template <class T> __aicore__ inline void Name##RowColumn(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y) { \
+    spread_out(x);                                                                                                               \
+    for (int32_t c = 0; c < width; c += 64)                                                                                      \
+      Name(dst[c], spread<T>(), y[c], (uint64_t)64, rows, BinaryRepeatParams(1, 0, 1, width / 8, 1, 0));                         \
+  }                                                                                                                              \
+  template <class T> __aicore__ inline void Name##ColumnRow(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y) { \
+    spread_out(y);                                                                                                               \
+    for (int32_t c = 0; c < width; c += 64)                                                                                      \
+      Name(dst[c], x[c], spread<T>(), (uint64_t)64, rows, BinaryRepeatParams(1, 1, 0, width / 8, 0, 1));                         \
   }
   BESIDE(Add)
   BESIDE(Sub)
@@ -104,15 +128,15 @@ struct Tile {
     uint64_t lanes[2] = {~(uint64_t)0 << (columns % 64), 0};
     Duplicate(x[width - 64], value, lanes, rows, 1, width / 8);
   }
-  // Every row's sum or largest element; `x` is lost.
+  // Every row's sum, in which `x` is lost, and its largest element.
   __aicore__ inline void row_sums(const LocalTensor<float>& dst, const LocalTensor<float>& x) {
     for (int32_t c = 64; c < width; c += 64)
       Add(x, x, x[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, width / 8));
     WholeReduceSum(dst, x, (uint64_t)64, rows, 1, 1, width / 8);
   }
-  __aicore__ inline void row_most(const LocalTensor<float>& dst, const LocalTensor<float>& x) {
+  __aicore__ inline void largest_of_rows(const LocalTensor<float>& dst, const LocalTensor<float>& x, const LocalTensor<float>& work) {
     for (int32_t c = 64; c < width; c += 64)
-      Max(x, x, x[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, width / 8));
-    WholeReduceMax(dst, x, (uint64_t)64, rows, 1, 1, width / 8, ReduceOrder::ORDER_ONLY_VALUE);
+      Max(work, c == 64 ? x : work, x[c], (uint64_t)64, rows, BinaryRepeatParams(1, 1, 1, width / 8, width / 8, width / 8));
+    WholeReduceMax(dst, width == 64 ? x : work, (uint64_t)64, rows, 1, 1, width / 8, ReduceOrder::ORDER_ONLY_VALUE);
   }
 };

@@ -15,8 +15,10 @@ class Vector : VectorCore {
       x.shape((int32_t)least(o.vr, rows - y), s.columns);
       int64_t at = ((group * DEPTH + slot) * o.r + from + y) * o.c;
       if (PRODUCT) x.arrived[0] = arrive(in, o.s[at]);
+      begin_shared(s, y);
       if (s.phase < PHASES - 1) x.statistics();
       else weights(at);
+      end_shared();
       if (PRODUCT) in.FreeTensor(x.arrived[0]);
     }
   }

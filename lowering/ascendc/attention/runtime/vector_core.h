@@ -4,6 +4,7 @@ class VectorCore {
  protected:
   __aicore__ inline VectorCore(const Operands& o) : o(o), x(o) {}
   template <class Core> __aicore__ inline void tiles(Core& core) {
+    if (SHARED) pipe.InitBuffer(in_shared, 2, (uint32_t)(SHARED * o.vr * o.c * 4));
     x.load_tables();
     Columns columns(o, x);
     columns.run();
@@ -18,11 +19,28 @@ class VectorCore {
       int32_t rows = (int32_t)most(least(s.rows - from, half_rows), 0);
       if (rows && s.opens) open(s, from, rows);
       if (rows) columns_of(s);
+      x.row_words = o.blocks[s.block * BLOCK_WORDS], x.key_words = o.key_tiles[s.key_tile * KEY_WORDS];
+      x.whole = x.proved();
       CrossCoreWaitFlag(SCORES);
       core.step(s, (int)(t % DEPTH), from, rows);
       order<HardEvent::V_MTE3>();  // scores that only statistics read have been read
       CrossCoreSetFlag<2, PIPE_MTE3>(WEIGHTS);
     }
+  }
+  // What all heads share of rows y ... of a tile: made where this core comes to it first, or has no room to keep it.
+  __aicore__ inline void begin_shared(const Step& s, int32_t y) {
+    if (!SHARED) return;
+    int64_t half = o.r / 2 * o.c, kept = GetBlockIdx() * (o.shared_tiles + 1) + least(s.tile, o.shared_tiles);
+    x.shared_at = kept * SHARED * half + y * o.c, x.shared_step = half;
+    if (s.fresh || s.tile >= o.shared_tiles) x.share();
+    shared = in_shared.AllocTensor<float>();
+    for (int k = 0; k < SHARED; k++) DataCopy(shared[k * o.vr * o.c], o.shared[x.shared_at + k * half], x.n);
+    in_shared.EnQue(shared);
+    shared = in_shared.DeQue<float>();
+    for (int k = 0; k < SHARED; k++) x.arrived[2 + k] = shared[k * o.vr * o.c];
+  }
+  __aicore__ inline void end_shared() {
+    if (SHARED) in_shared.FreeTensor(shared);
   }
   // A tile from the cube core; what is not meant of it is 0.
   template <class Queue> __aicore__ inline LocalTensor<float> arrive(Queue& queue, const GlobalTensor<float>& from) {
@@ -40,6 +58,8 @@ class VectorCore {
   const Operands& o;
   TPipe pipe;
   Program x;
+  TQue<TPosition::VECIN, 2> in_shared;
+  LocalTensor<float> shared;
   int64_t group = 0;
   bool fits = true;
 

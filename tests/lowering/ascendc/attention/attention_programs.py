@@ -106,7 +106,7 @@ PROGRAMS: dict[str, Callable[[int], Sample]] = {
 }  # fmt: skip
 
 
-def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, d: int = 20, dv: int = 12) -> list[Any]:
+def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, d: int = 12, dv: int = 20) -> list[Any]:
     """The operands of `gr::jagged_attention` for a program; places of a sequence follow one another."""
     torch.manual_seed(len(lengths))
     sample = PROGRAMS[name](len(lengths))

@@ -5,20 +5,25 @@ A kernel takes seconds to compile: each program is compiled once for all its len
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from attention_programs import PROGRAMS, operands
 from program_generator import Shapes, generate
-from running import backward, distance, exact, forward
+from running import MACHINE, SMALL, backward, distance, exact, forward, run
 from torch import Tensor
 
+from gr_compile.lowering.ascendc.attention.call import Call
+from gr_compile.lowering.ascendc.attention.forward import Forward
+from gr_compile.lowering.ascendc.functional_model import Out
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.ops.attention_backward import attention_backward
 from gr_compile.ops.attention_reference import attention
 from gr_compile.ops.jagged_attention import inputs_of
 
 WITHIN = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-LENGTHS = [37, 0, 1, 5, 2]
+LENGTHS = [70, 0, 1, 5, 2]  # with tiles that pass a causal mask, and tiles that it cuts
 QUICK = {("silu_rab_time", torch.float32), ("softmax", torch.bfloat16)}
 CASES = [
     pytest.param(name, dtype, marks=() if (name, dtype) in QUICK else pytest.mark.slow, id=f"{name}-{dtype}")
@@ -59,6 +64,14 @@ def test_lengths(name: str, lengths: list[int]) -> None:
 def test_the_solved_tiling(name: str) -> None:
     found = inputs_of(*operands(name, [70, 3]))
     assert distance(forward(found, tiling=None), attention(exact(found))) < 1e-5
+
+
+def test_shared_values_that_have_no_room_are_made_again() -> None:
+    found = inputs_of(*operands("silu_rab_time", LENGTHS))
+    kernel = Forward(Call.of(found)).kernel(MACHINE, SMALL, 2)
+    out = [Out((sum(LENGTHS), 4, 20), torch.float32)]
+    without = dataclasses.replace(kernel, tiling={**kernel.tiling, "shared_tiles": 1})
+    assert torch.equal(run(without, found, out)[0], run(kernel, found, out)[0])
 
 
 def test_a_whole_number_that_does_not_fit_is_no_wrong_number() -> None:

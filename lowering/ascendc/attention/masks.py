@@ -1,0 +1,95 @@
+"""Masks that a whole tile passes: which ones, and the condition under which a tile is proved to.
+
+    where(i - j >= 0, x, 0)    ->    if (least i of the rows - greatest j of the keys >= 0) x, without a mask
+
+A comparison of whole numbers of a row with those of a key holds for all pairs of a tile if it holds for the extremes of
+both sides. The kernel keeps the extremes of every block of rows and of every tile of keys; tiles of which nothing is
+proved run the masks. What is substituted is proved for the values at hand: nothing is assumed of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gr_compile.analysis.expr import Expr, walk
+from gr_compile.lowering.ascendc.attention.values import PROVED, REFUTED, Value
+from gr_compile.lowering.ascendc.attention.vector import Function
+from gr_compile.ops.evaluate import operands
+
+_MOST = 12  # extremes that a block has room for
+
+
+@dataclass
+class Extremes:
+    """One-sided values whose least and greatest number a proof reads, by their place among the columns."""
+
+    rows: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+    def of(self, value: Value) -> tuple[str, str]:
+        """The least and the greatest number of a value of a tile, in C++."""
+        if value.register is None:
+            return f"(int64_t)({value.text})", f"(int64_t)({value.text})"
+        assert value.register.fixed is not None
+        is_row = value.register.shape == "row"
+        side, name = (self.rows, "row") if is_row else (self.columns, "key")
+        if value.register.fixed not in side:
+            side.append(value.register.fixed)
+        at = side.index(value.register.fixed)
+        return f"{name}_least({at})", f"{name}_most({at})"
+
+
+def provable(roots: Iterable[Expr], function: Function) -> dict[Expr, Value]:
+    """Parts of conditions, and of masks that are multiplied with, that extremes may decide, and how they let a score
+    pass: `PROVED` or `REFUTED`. Where both branches compute something none is meant.
+    """
+    found: dict[Expr, Value] = {}
+    for node in walk(*roots):
+        stack = []
+        if node.op == "cast" and node.args[0].dtype == "b":
+            stack = [(node.args[0], True)]
+        elif node.op == "where" and "const" in (node.args[1].op, node.args[2].op):
+            stack = [(node.args[0], node.args[1].op != "const")]
+        while stack:
+            condition, wanted = stack.pop()
+            if condition.op == "not":
+                stack.append((condition.args[0], not wanted))
+            elif condition.op == "and" and wanted:
+                stack.extend((x, True) for x in condition.args)
+            elif {"i", "j"} <= condition.free and _is_decidable(condition, function):
+                found.setdefault(condition, PROVED if wanted else REFUTED)
+    return found
+
+
+def _is_decidable(node: Expr, function: Function) -> bool:
+    if node.op in ("and", "not"):
+        return all(_is_decidable(x, function) for x in node.args)
+    return node.op in ("ge0", "eq0") and all(
+        x.dtype == "i" and "h" not in x.free and function.given(x) for x in operands(node)
+    )
+
+
+def proof(masks: Mapping[Expr, Value], function: Function) -> tuple[str, Extremes]:
+    """A C++ condition that all pairs of a tile pass `masks`, "false" where there are none, and what it reads."""
+    extremes = Extremes()
+    parts = [_holds(mask, wanted == PROVED, function, extremes) for mask, wanted in masks.items()]
+    if not parts or max(len(extremes.rows), len(extremes.columns)) > _MOST:
+        return "false", Extremes()
+    return " && ".join(parts), extremes
+
+
+def _holds(node: Expr, wanted: bool, function: Function, extremes: Extremes) -> str:
+    """That `node` is `wanted` for every pair; false where that is not known."""
+    if node.op == "not":
+        return _holds(node.args[0], not wanted, function, extremes)
+    if node.op == "and":
+        sign = " && " if wanted else " || "
+        return f"({sign.join(_holds(x, wanted, function, extremes) for x in node.args)})"
+    bounds = [extremes.of(function.value(x)) for x in operands(node)]
+    (low, high), (other_low, other_high) = bounds if len(bounds) == 2 else (bounds[0], ("0", "0"))
+    if node.op == "ge0":
+        return f"{low} >= {other_high}" if wanted else f"{high} < {other_low}"
+    if wanted:
+        return f"({low} == {other_high} && {high} == {other_low})"
+    return f"({low} > {other_high} || {high} < {other_low})"
