@@ -225,7 +225,7 @@ def capture_graphs(
         capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True, specialize_float=True,
         recompile_limit=_ANY_NUMBER, accumulated_recompile_limit=_ANY_NUMBER,
     )  # fmt: skip
-    with settings, torch.set_grad_enabled(training):
+    with settings, _written_out(), torch.set_grad_enabled(training):
         compiled(*args, **kwargs)
     lost = [report.not_captured for report in session.reports if report.not_captured is not None]
     if lost:
@@ -233,6 +233,17 @@ def capture_graphs(
     if not collector.graphs:
         raise LowerError(f"{session.config.model} computes nothing with tensors: there is no graph to lower")
     return collector.graphs
+
+
+@contextmanager
+def _written_out() -> Iterator[None]:
+    """torch's own encoder and attention, which are one kernel of the CPU's each in inference, as operators."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 # ------------------------------------------------------------------------------------------ the report

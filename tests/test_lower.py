@@ -71,6 +71,18 @@ def test_what_a_lowering_gets(tmp_path, lowering):
     assert sum(isinstance(v, torch.Tensor) and v.requires_grad for v in graph.inputs) == 4
 
 
+def test_torchs_own_encoder_is_written_out_in_inference(tmp_path, lowering):
+    """Eager takes one fused kernel of the CPU's, and does so again afterwards."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    lower(tmp_path, layer, x)
+    (graph,) = lowering.graphs
+    called = {str(node.target) for node in graph.captured.graph.nodes if node.op == "call_function"}
+    assert "aten.linear.default" in called and not any("encoder" in name or "native_multi" in name for name in called)
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.testing.assert_close(graph.captured(*graph.inputs)[0], layer(x))
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, False), ({"training": True}, True)])
 def test_training_is_the_models_or_what_is_said(tmp_path, lowering, given, expected):
     lower(tmp_path, **given)

@@ -19,6 +19,7 @@ from gr_compile.pipeline import Pipeline
 _MODELS: dict[str, Any] = {
     "hstu": (zoo.HSTU, zoo.HSTUConfig, ("item_ids", "timestamps")),
     "stu": (zoo.STU, zoo.STUConfig, ("item_ids", "timestamps", "lengths")),
+    "fuxi": (zoo.FuXi, zoo.FuXiConfig, ("item_ids", "timestamps")),
     "sasrec": (zoo.SASRec, zoo.SASRecConfig, ("item_ids",)),
 }
 
@@ -56,6 +57,7 @@ class Plain(nn.Module):
         return (mixed * (item_ids != 0)[..., None]).sum(1)
 
 
+_MAPS = {"fuxi": 3}  # a layer's attention maps, where they are several
 _STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain}
 
 
@@ -77,6 +79,11 @@ class Case:
         words += [f"{self.layers}-layers", *(["dropout"] if self.dropout else [])]
         words += [option for option in (self.mode, self.kernels) if option not in ("max-autotune", "generated")]
         return "-".join([*words, *({BUCKET: ["bucket"], "none": ["untouched"]}.get(self.passes, []))])
+
+    @property
+    def attentions(self) -> int:
+        """How many there are in the model."""
+        return self.layers * _MAPS.get(self.model, 1)
 
     def build(self) -> tuple[Any, dict[str, torch.Tensor]]:
         """The model and one batch of right-padded sequences."""

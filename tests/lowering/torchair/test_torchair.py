@@ -128,10 +128,10 @@ def port_of(row, name):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.values[0].passes != "none"])
-def test_attention_is_one_node_a_layer_with_the_models_program(outcome, case):
+def test_attention_is_one_node_a_map_with_the_models_program(outcome, case):
     nodes = outcome.graph(case)
     attention = of_type(nodes, "GrJaggedAttention")
-    assert len(attention) == case.layers
+    assert len(attention) == case.attentions
     item = outcome.work[str(case)]
     called = item.request.graph.graph.find_nodes(op="call_function", target=gr.jagged_attention.default)
     programs = [node.args[-1] for node in called]
@@ -184,7 +184,7 @@ def test_the_backward_takes_the_same_programs_and_sums_tables_in_order(outcome, 
     forward, backward = outcome.graph(case), outcome.graph(case, "backward")
     programs = {node.strings("program")[0] for node in of_type(forward, "GrJaggedAttention")}
     gradients = of_type(backward, "GrJaggedAttentionBackward")
-    assert len(gradients) == case.layers and {node.strings("program")[0] for node in gradients} == programs
+    assert len(gradients) == case.attentions and {node.strings("program")[0] for node in gradients} == programs
     for node in gradients:
         needed = sum(node.flags("needs_grad")[3:])
         made = [key for key in node.attributes if key.startswith("[o]")]
