@@ -46,11 +46,15 @@ class PackedIndex:
 
     def batch(self, editor: GraphEditor) -> fx.Node:
         """int64 [T]: b of each packed token."""
-        return batch_of(editor, self.flat, self.length)
+        return batch_of(editor, self.flat, self._places(editor))
 
     def position(self, editor: GraphEditor) -> fx.Node:
         """int64 [T]: n of each packed token."""
-        return position_of(editor, self.flat, self.length)
+        return position_of(editor, self.flat, self._places(editor))
+
+    def _places(self, editor: GraphEditor) -> fx.Node | int:
+        """N, of the mask: a node that held it may be dead code, and gone, when a later pass asks."""
+        return editor.symbol_of(self.mask.meta["val"].shape[1])
 
     def offsets(self, editor: GraphEditor) -> fx.Node:
         """int64 [B + 1]: where each sequence begins."""

@@ -276,6 +276,30 @@ def test_a_row_is_what_the_graph_made_before_it_was_rewritten() -> None:
     assert found.packed
 
 
+class OnlyTheMeanIsRead(nn.Module):
+    """What eliminate-padding makes of the mean needs no N: the node that held it was gone when the attention asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.value = nn.Embedding(20, 4), nn.Linear(4, 2)
+        self.distance = nn.Parameter(torch.randn(47))
+
+    def forward(self, ids: Tensor, *rest: Tensor) -> tuple[Tensor]:
+        (b, n), valid, x = ids.shape, ids != 0, self.item(ids)
+        place = torch.arange(n)
+        causal = (place[None] <= place[:, None]) & valid[:, None, None]
+        weights = F.silu(self.distance[place[None] - place[:, None] + 23]) * causal
+        values = self.value(x).view(b, n, 1, 2).transpose(1, 2).repeat(1, 2, 1, 1)
+        x = x + (weights @ values).transpose(1, 2).reshape(b, n, 4)
+        return ((x * valid[..., None]).mean(1),)
+
+
+def test_sizes_of_the_packed_index_are_those_of_its_mask() -> None:
+    found = check(OnlyTheMeanIsRead, BATCHES, True, dynamo=False)
+    assert found.failure is None, str(found.failure)
+    assert found.packed and found.fused
+
+
 # ------------------------------------------------------------------------------------------------------ operators
 @pytest.mark.parametrize(
     "operator", [lambda y: y.roll(1, -1), lambda y: y.logsumexp(-1, keepdim=True), lambda y: y.cummax(-1).values]
