@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.layout import is_floating
 from gr_compile.analysis.parts import parts_of
-from gr_compile.analysis.softmax_rules import is_maximum
+from gr_compile.analysis.softmax_rules import difference, is_maximum
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Match, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
@@ -218,11 +218,8 @@ def _softmax(node: fx.Node, editor: GraphEditor) -> fx.Node | None:
 
     Rows that are all -inf, or hold inf or NaN, are NaN in both; the gradient of what all of a row share is 0.
     """
-    shifted: Any = node.args[0]
-    if shifted.target is not aten.sub.Tensor or shifted.kwargs.get("alpha", 1) != 1:
-        return None
-    source, shift = shifted.args
-    if not isinstance(shift, fx.Node) or not same_dims(source, node):
+    source, shift = difference(node.args[0])
+    if not same_dims(source, node):
         return None
     if not is_maximum(shift, source, int(node.args[1])):  # type: ignore[arg-type]
         return None

@@ -25,7 +25,7 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
-from gr_compile.analysis.softmax_rules import is_maximum
+from gr_compile.analysis.softmax_rules import difference, is_maximum
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
@@ -132,7 +132,7 @@ def _of_logarithm(node: fx.Node) -> _Normalised | None:
     if logarithm.target is aten.log_softmax.int and ops.argument(logarithm, 2, "dtype", None) is None:
         source = logarithm.args[0]
         return _Normalised(_Weights(source), logarithm.args[1] % ops.rank(source) - ops.rank(source))
-    source, shift = _difference(logarithm)
+    source, shift = difference(logarithm)
     if source is None or shift.target is not aten.logsumexp.default or shift.args[0] is not source:
         return None
     dims, rank = shift.args[1], ops.rank(source)
@@ -209,7 +209,7 @@ def _weights_of(node: Any, dim: int) -> _Weights | None:
 
 def _exponential(node: fx.Node, dim: int) -> _Weights | None:
     logits: Any = node.args[0]
-    source, shift = _difference(logits)
+    source, shift = difference(logits)
     if source is not None and same_shape(source.meta["val"], logits.meta["val"]):
         if is_maximum(shift, source, dim):
             return _Weights(source, has_one=True)
@@ -243,13 +243,6 @@ def _chosen(node: fx.Node) -> Iterator[tuple[fx.Node, bool, float, Any]]:
         fill = args[2].args[1]
         if isinstance(fill, (int, float)) and same_shape(args[1].meta["val"], node.meta["val"]):
             yield args[0], False, fill, args[1]
-
-
-def _difference(node: Any) -> tuple[Any, Any]:
-    """(x, c) of x - c."""
-    if node.target is not aten.sub.Tensor or node.kwargs.get("alpha", 1) != 1:
-        return None, None
-    return node.args if all(isinstance(arg, fx.Node) for arg in node.args) else (None, None)
 
 
 def _same_dtype(one: fx.Node, other: fx.Node) -> bool:

@@ -30,6 +30,13 @@ def is_maximum(node: Any, source: fx.Node, dim: int) -> bool:
     return along and _undetached(node.args[0]) is source
 
 
+def difference(node: Any) -> tuple[Any, Any]:
+    """(x, c) of a node that is x - c, both tensors; (None, None) of any other."""
+    if node.target is not aten.sub.Tensor or node.kwargs.get("alpha", 1) != 1:
+        return None, None
+    return node.args if all(isinstance(arg, fx.Node) for arg in node.args) else (None, None)
+
+
 def _undetached(value: Any) -> Any:
     return value.args[0] if isinstance(value, fx.Node) and value.target is aten.detach.default else value
 
