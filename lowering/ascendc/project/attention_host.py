@@ -16,7 +16,7 @@ from gr_compile.lowering.ascendc.attention.call import Call, dtype_name
 from gr_compile.lowering.ascendc.attention.printed import BACKWARD, Printed, signatures
 from gr_compile.lowering.ascendc.formulas import MACHINE, as_cpp
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator, Port
-from gr_compile.lowering.ascendc.project.host import GE_TYPES, definition
+from gr_compile.lowering.ascendc.project.host import GE_TYPES, definition, tiling_opening
 from gr_compile.lowering.ascendc.vector import kernel_name
 
 _DTYPES = {"f32": "DT_FLOAT", "f16": "DT_FLOAT16", "bf16": "DT_BF16"}
@@ -155,19 +155,7 @@ def operator_source(name: str, printed: Sequence[Printed]) -> str:
     kernel = kernel_name(row)
     shape, kinds = (_backward_shape, _backward_types) if name == BACKWARD else (_forward_shape, _forward_types)
     return f"""\
-// gr::{row.name}: {row.summary}.
-#include "{kernel}_tiling.h"
-
-#include "call.h"
-#include "register/op_def_registry.h"
-#include "tiling/platform/platform_ascendc.h"
-
-namespace optiling {{
-static ge::graphStatus Tile(gert::TilingContext* context) {{
-  platform_ascendc::PlatformAscendC platform(context->GetPlatformInfo());
-  uint64_t unified_buffer = 0;
-  platform.GetCoreMemSize(platform_ascendc::CoreMemType::UB, unified_buffer);
-  const Call<gert::TilingContext> call{{context}};
+{tiling_opening(row)}\
   const int64_t key = {kernel}::key(call);
   if (key == 0)
     return call.refuse("this package has no kernel for this call of", call.text({_attribute(row, "program")}));

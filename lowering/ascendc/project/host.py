@@ -62,10 +62,8 @@ def spell_fact(row: Operator, what: str, words: Sequence[str | int]) -> str:
     return f"call.{what}({', '.join([f'/*{port}*/ {names.index(str(port))}', *map(str, rest)])})"
 
 
-def operator_source(row: Operator) -> str:
-    """The .cpp of an operator on the host."""
-    recipe, name = RECIPES[f"gr::{row.name}"], row.ge_type
-    mode = "  context->SetScheduleMode(1);  // cores wait for each other: all or none start\n" if recipe.meets else ""
+def tiling_opening(row: Operator) -> str:
+    """How the .cpp of an operator begins: its tiling function, up to what the platform and the call are."""
     return f"""\
 // gr::{row.name}: {row.summary}.
 #include "{kernel_name(row)}_tiling.h"
@@ -80,6 +78,15 @@ static ge::graphStatus Tile(gert::TilingContext* context) {{
   uint64_t unified_buffer = 0;
   platform.GetCoreMemSize(platform_ascendc::CoreMemType::UB, unified_buffer);
   const Call<gert::TilingContext> call{{context}};
+"""
+
+
+def operator_source(row: Operator) -> str:
+    """The .cpp of an operator on the host."""
+    recipe, name = RECIPES[f"gr::{row.name}"], row.ge_type
+    mode = "  context->SetScheduleMode(1);  // cores wait for each other: all or none start\n" if recipe.meets else ""
+    return f"""\
+{tiling_opening(row)}\
   const {name}Launch found = {name}Tiling(call, platform.GetCoreNumAiv(), platform.GetCoreNumAic(), unified_buffer);
   *context->GetTilingData<{name}TilingData>() = found.tiling;
   context->SetBlockDim(static_cast<uint32_t>(found.blocks));
