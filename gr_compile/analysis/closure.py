@@ -28,6 +28,7 @@ class KeptPlaces:
         closures: name -> ("suffix", mask): every place up to the last one of mask;
             or ("rows", mask): all places of a sequence that has a place in mask;
             or ("none", mask): all places of a sequence that has none;
+            or ("first", mask): the first place of a sequence that is not in mask;
             or ("named", numbers): the places b * N + n that a tensor of numbers names.
         terms: what contributed, in words.
     """
@@ -45,7 +46,8 @@ class KeptPlaces:
 class Closure:
     """The places kept of one layout, while they are being found.
 
-    `fixed`: closures that hold whatever is added; `blocked_keys`: why the keys of a region cannot be bounded.
+    `fixed`: closures that hold whatever is added; `blocked_keys`: why the keys of a region cannot be bounded;
+    `unequal_keys`: why its padded keys are not one key (equal_keys.py), by the name of its node.
     """
 
     def __init__(self, pull: Elements, layout: TokenLayout) -> None:
@@ -53,6 +55,7 @@ class Closure:
         self.kept = KeptPlaces()
         self.fixed: dict[str, tuple[str, Expr]] = {}
         self.blocked_keys: dict[fx.Node, str] = {}
+        self.unequal_keys: dict[str, str] = {}
 
     def restart(self) -> None:
         """Begin again with nothing kept."""
@@ -72,7 +75,7 @@ class Closure:
         return [
             or_(not_(mask), load(name, here if kind == "suffix" else here[:1], "b"))
             for name, (kind, mask) in self.kept.closures.items()
-            if kind not in ("none", "named")
+            if kind in ("suffix", "rows")
         ]
 
     def computable(self, places: Expr) -> bool:
@@ -90,9 +93,17 @@ class Closure:
         """The sequences in which none of `places` is, by a name for it; None where that cannot be computed."""
         if not self.computable(places):
             return None
-        name = next((n for n, (_, known) in self.fixed.items() if known is places), f"empty_{len(self.fixed)}")
-        self.kept.closures[name] = self.fixed[name] = ("none", places)
-        return load(name, (index("b"),), "b")
+        return load(self._fixed("none", places), (index("b"),), "b")
+
+    def first_without(self, places: Expr) -> Expr:
+        """The first place of each sequence that is not one of `places`, by a name for it."""
+        return load(self._fixed("first", places), (index("b"), index("n")), "b")
+
+    def _fixed(self, kind: str, places: Expr) -> str:
+        known = next((name for name, closure in self.fixed.items() if closure == (kind, places)), None)
+        name = known if known is not None else f"{kind}_{len(self.fixed)}"
+        self.kept.closures[name] = self.fixed[name] = (kind, places)
+        return name
 
     def named(self, numbers: fx.Node) -> Expr:
         """The places b * N + n that the tensor `numbers` names, by a name for them."""
@@ -131,14 +142,16 @@ class Closure:
         if not self._proved(region, allowed, compare("ge", index("i"), index("j"), self.pull.ranges)):
             self.blocked_keys[region.node] = "its mask does not keep queries from reading padded keys"
             return False
-        self._suffix()
+        self._suffix(region)
         return self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j"))
 
-    def _suffix(self) -> None:
+    def _suffix(self, region: Region) -> None:
         """Causal attention without a key mask reads everything before the last kept place."""
         name = f"places_{len(self.kept.closures)}"
         self.kept.closures[name] = ("suffix", self.kept.mask)
-        self.kept.terms.append("every place before a kept one (causal attention without a key mask)")
+        why = self.unequal_keys.get(region.node.name)
+        terms = ["causal attention without a key mask", *([f"padded keys are not one key: {why}"] if why else [])]
+        self.kept.terms.append(f"every place before a kept one ({'; '.join(terms)})")
         self.kept.mask = load(name, (index("b"), index("n")), "b")
 
     def _close_empty_rows(self, region: Region) -> bool:

@@ -17,6 +17,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.closure import Closure, KeptPlaces
 from gr_compile.analysis.element import Elements
+from gr_compile.analysis.equal_keys import EqualKeys, EqualKeysFinder
 from gr_compile.analysis.expr import FALSE, TRUE, Expr, and_, index, or_, substitute
 from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout
@@ -48,12 +49,14 @@ class Dense:
 class DemandAnalysis:
     """Packable values, their reads, and the places to keep, for one layout.
 
-    `packs`: for each packed index that the graph has already, the mask of the places that it keeps.
+    `packs`: for each packed index that the graph has already, the mask of the places that it keeps. `merge`: take
+    padded keys that are equal for one key; whoever rewrites has to merge those of `equal_keys`.
     """
 
     def __init__(
         self, graph_module: fx.GraphModule, pull: Elements, layout: TokenLayout, places: Places,
         regions: Iterable[Region], output_read: Expr, packs: Mapping[fx.Node, fx.Node] | None = None,
+        merge: bool = True,
     ) -> None:  # fmt: skip
         self.graph_module, self.pull, self.layout, self.places = graph_module, pull, layout, places
         self.regions = {region.node: region for region in regions}
@@ -64,6 +67,8 @@ class DemandAnalysis:
         self.closure = Closure(pull, layout)
         self.pads = PadValues(pull, layout, places, self._region_pads(), self.closure.sequences_without)
         self.rows = PadRows(layout, self.pads)
+        self.equal_keys: dict[fx.Node, EqualKeys] = self._find_equal_keys() if merge else {}
+        self.regions |= {node: equal.region for node, equal in self.equal_keys.items()}
         self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {}, self.closure.named)
         self._masks = MasksInside(pull, layout)
         self.packed: set[fx.Node] = set()
@@ -73,6 +78,12 @@ class DemandAnalysis:
     def kept(self) -> KeptPlaces:
         """The places to keep."""
         return self.closure.kept
+
+    def _find_equal_keys(self) -> dict[fx.Node, EqualKeys]:
+        finder = EqualKeysFinder(self.pull, self.layout, self.places, self.rows, self.closure)
+        found = {node: equal for node, region in self.regions.items() if (equal := finder.of(region)) is not None}
+        self.closure.unequal_keys = finder.reasons
+        return found
 
     # ---------------------------------------------------------------------------------------------- solve
     def solve(self) -> bool:

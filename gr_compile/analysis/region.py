@@ -45,6 +45,7 @@ class Region:
         heads: the head indices, outermost first.
         reads: every node that was read while extracting, with the indices it was read at.
         definitions: integer columns and what defines them.
+        sighted: it is known that every query sees a key.
     """
 
     node: fx.Node
@@ -64,6 +65,7 @@ class Region:
     key_atom: Atom | None
     reads: dict[fx.Node, set[Indices]] = field(default_factory=dict)
     definitions: dict[Expr, Expr] = field(default_factory=dict)
+    sighted: bool = False
 
     @property
     def softmax(self) -> bool:

@@ -45,5 +45,5 @@ def _masks(folded: Expr) -> bool:
 
 
 def blind_rows_are_zero(region: Region) -> bool:
-    """Only -inf masks under a safe softmax: a row without keys is 0, whatever its keys."""
-    return region.fully_masked == "zero" and not live(region.score).assumes_bounded_scores
+    """Only -inf masks under a safe softmax: a row without keys is 0, whatever its keys. Or there is no such row."""
+    return region.sighted or (region.fully_masked == "zero" and not live(region.score).assumes_bounded_scores)

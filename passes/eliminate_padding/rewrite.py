@@ -31,8 +31,10 @@ from gr_compile.passes.eliminate_padding.declared import (
     unread_declarations,
 )
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
+from gr_compile.passes.eliminate_padding.equal_keys import FUSION, Spelling, spelling_of
 from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
 from gr_compile.passes.eliminate_padding.jagged import spell_jagged_as_padded
+from gr_compile.passes.eliminate_padding.masks import PlaceMasks
 from gr_compile.passes.eliminate_padding.one_hot import spell_one_hot_products_as_rows
 from gr_compile.passes.eliminate_padding.packed import Packer
 from gr_compile.passes.eliminate_padding.pad_row import typed
@@ -41,7 +43,6 @@ from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednes
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
-FUSION = "fuse-jagged-attention"
 _SELECTIONS = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 
 
@@ -166,9 +167,13 @@ class _Attempt:
         self.places = Places(self.pull, self.layout, witness)
         self.declared = declared_places(self.pull, self.layout, graph_module, context.config)
         self.output_read = self._output_read()
-        packs = {ragged.index.flat: ragged.index.mask for ragged in context.facts.get(RAGGED_FACT, [])}
-        self.demand = DemandAnalysis(
-            graph_module, self.pull, self.layout, self.places, self.regions, self.output_read, packs
+        self.merged: list[Spelling] = []
+        self.demand = self._demand(merge=True)
+
+    def _demand(self, merge: bool) -> DemandAnalysis:
+        packs = {ragged.index.flat: ragged.index.mask for ragged in self.context.facts.get(RAGGED_FACT, [])}
+        return DemandAnalysis(
+            self.graph_module, self.pull, self.layout, self.places, self.regions, self.output_read, packs, merge
         )
 
     def _output_read(self) -> Expr:
@@ -185,7 +190,7 @@ class _Attempt:
     # ----------------------------------------------------------------------------------------------- apply
     def apply(self, context: PassContext, options: EliminatePadding) -> tuple[Match | None, list[Miss]]:
         """Pack what can be packed; what cannot is a Miss with its reason."""
-        worth = self.demand.solve()
+        worth = self._solve(context)
         misses = [
             Miss(d.reason, d.user if d.user.op != "output" else d.node, d.hint)
             for d in self.demand.dense if self._matters(d.node)
@@ -205,7 +210,25 @@ class _Attempt:
         context.facts.setdefault(RAGGED_FACT, []).append(ragged)
         places = "; ".join(self.demand.kept.terms)
         context.report.facts[f"places kept ({self.witness.name})"] = places
-        return Match(what, self.witness, detail=f"{tokens} operators on packed tokens; kept: {places}"), misses
+        detail = f"{tokens} operators on packed tokens; kept: {places}"
+        if self.merged:
+            detail += f"; padded keys taken for one: {', '.join(spelling.node.name for spelling in self.merged)}"
+        return Match(what, self.witness, detail=detail), misses
+
+    def _solve(self, context: PassContext) -> bool:
+        """Whether anything can be packed: with padded keys that are equal as one key, where that leaves places out."""
+        worth = self.demand.solve()
+        equal = self.demand.equal_keys
+        if not equal:
+            return worth
+        spellings = [spelling_of(keys, self.layout, context) for keys in equal.values()]
+        self.merged = [spelling for spelling in spellings if spelling is not None]
+        pays = worth and not self.demand.kept.suffix_closed and len(self.merged) == len(equal)
+        if pays and all(context.allow(f"equal keys of {node.name}", node) for node in equal):
+            return True
+        self.merged = []
+        self.demand = self._demand(merge=False)
+        return self.demand.solve()
 
     def _matters(self, node: fx.Node) -> bool:
         dtype: torch.dtype = node.meta["val"].dtype
@@ -265,9 +288,10 @@ class _Attempt:
                 for user in list(node.users):
                     if user is not output and user in order and self.demand.is_exit(user):
                         self._exit(exits, node, user, output, index)
+            made = {spelling.node: spelling.rewrite(editor, self._masks()) for spelling in self.merged}
         editor.sort()
         closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}
-        return Ragged(index, frozenset(node.name for node in closed))
+        return Ragged(index, frozenset(made.get(node, node).name for node in closed))
 
     def _decided(self) -> dict[fx.Node, fx.Node]:
         """Selections by a mask that is true, or false, at every place that is kept, and the operand that they are."""
@@ -309,7 +333,7 @@ class _Attempt:
         editor = self.context.editor
         dense = exits.packer.unpacked(node, typed(0.0, node))
         if not implies(self.pull.ranges, self.demand.kept.mask, self.output_read):
-            mask = self._dense_mask(self.output_read, index)
+            mask = self._masks().of(self.output_read)
             shaped = exits.packer.arrange_back(
                 self._with_rest(mask, node), node, [self.layout.batch, self.layout.sequence]
             )
@@ -333,53 +357,13 @@ class _Attempt:
         device: torch.device = self.witness.meta["val"].device
         return device
 
-    def _dense_mask(self, places: Expr, index: PackedIndex | None = None) -> fx.Node:
-        """bool [B, N]."""
-        editor = self.context.editor
-        batch_size = editor.symbol_of(self.layout.batch.size)
-        length = editor.symbol_of(self.layout.sequence.size)
-        emit = PlaceEmitter(editor, self.pull, {"b": (batch_size, 0), "n": (length, 1)}, self._device())
-        for name, (kind, mask) in self.demand.kept.closures.items():
-            if kind == "named":
-                emit.given[name] = self._named(mask, batch_size, length)
-                continue
-            full = editor.call(aten.expand.default, emit.tensor(mask), [batch_size, length])
-            if kind == "suffix":
-                emit.given[name] = editor.call(torch.ops.gr.suffix_any.default, full)
-                continue
-            some = editor.call(aten.any.dim, full, 1, True)
-            emit.given[name] = some if kind == "rows" else editor.call(aten.logical_not.default, some)
-        expanded: fx.Node = editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
-        return expanded
-
-    def _named(self, numbers: Expr, batch_size: Any, length: Any) -> fx.Node:
-        """bool [B, N]: true at the places b * N + n that a tensor of numbers names."""
-        editor, device = self.context.editor, self._device()
-        count = editor.symbol_of(self.layout.batch.size * self.layout.sequence.size)
-        nowhere = editor.call(aten.full.default, [count], False, dtype=torch.bool, device=device)
-        here = editor.call(aten.full.default, [], True, dtype=torch.bool, device=device)
-        flat = editor.call(aten.index_put.default, nowhere, [self.pull.nodes[numbers.args[0]]], here)
-        made: fx.Node = editor.call(aten.reshape.default, flat, [batch_size, length])
-        return made
-
-    def _filled(self, mask: fx.Node, multiple: int) -> fx.Node:
-        """`mask` with as many more places, the first that it lacks, as round their number up to `multiple`."""
-        editor = self.context.editor
-        flat = editor.call(aten.reshape.default, mask, [-1])
-        count = editor.call(aten.sum.default, flat)
-        lacking = editor.call(aten.remainder.Scalar, editor.call(aten.neg.default, count), multiple)
-        absent = editor.call(aten.logical_not.default, flat)
-        rank = editor.call(aten.cumsum.default, absent, 0)
-        extra = editor.call(aten.logical_and.default, absent, editor.call(aten.le.Tensor, rank, lacking))
-        shape = [editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence)]
-        filled: fx.Node = editor.call(aten.reshape.default, editor.call(aten.logical_or.default, flat, extra), shape)
-        return filled
-
     def _index(self, options: EliminatePadding, counter: PlaceCounter) -> PackedIndex:
-        editor = self.context.editor
-        mask = self._dense_mask(self.demand.kept.mask)
+        masks = self._masks()
+        mask = masks.of(self.demand.kept.mask)
         if options.mode == "bucket":
-            mask = self._filled(mask, options.multiple)
+            mask = masks.filled(mask, options.multiple)
         flat = counter.places(mask, f"packed tokens of {self.witness.name}")
-        batch_size, length = (editor.symbol_of(a.size) for a in (self.layout.batch, self.layout.sequence))
-        return PackedIndex(mask, flat, batch_size, length)
+        return PackedIndex(mask, flat, *masks.sizes())
+
+    def _masks(self) -> PlaceMasks:
+        return PlaceMasks(self.context.editor, self.pull, self.layout, self.demand.kept, self._device())

@@ -21,6 +21,7 @@ from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.score_program import ScoreProgram
 from gr_compile.passes.fuse_jagged_attention.sides import OperandBuilder, Side, base_of, size_node
 from gr_compile.passes.ragged import RAGGED_FACT, Ragged, raggednesses
+from gr_compile.passes.seeds import new_seed
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
@@ -245,12 +246,7 @@ class _Fuser:
     def _seed(self, program: ScoreProgram) -> fx.Node | None:
         if not program.has_dropout:
             return None
-        device = self.region.node.meta["val"].device
-        with self.editor.at():
-            seed: fx.Node = self.editor.call(aten.randint.low, 0, 2**62, [], dtype=torch.int64, device=device)
-        for key in ("recompute", "ac_graph_id"):
-            seed.meta.pop(key, None)
-        return seed
+        return new_seed(self.editor, self.region.node.meta["val"].device)
 
     # ----------------------------------------------------------------------------------------- replacement
     def _replace(self, packed: fx.Node, side: Side) -> None:

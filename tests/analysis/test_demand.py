@@ -28,12 +28,14 @@ def solved(body: Any, output_read: Expr = TRUE) -> tuple[Captured, DemandAnalysi
 
 def kept(made: Captured, demand: DemandAnalysis) -> Tensor:
     """The mask on the batch; closures by their definition."""
-    grid, given = made.grid(b=COUNT, n=N), made.values
+    grid = made.grid(b=COUNT, n=N)
     for name, (kind, mask) in demand.kept.closures.items():
         inner = made.evaluate(mask, grid).expand(COUNT, N)
-        whole = {"suffix": inner.flip(1).cummax(1)[0].flip(1), "rows": inner.any(1), "none": ~inner.any(1)}[kind]
-        given = {**given, _Named(name): whole}
-    made.values = given
+        whole = {
+            "suffix": inner.flip(1).cummax(1)[0].flip(1), "rows": inner.any(1), "none": ~inner.any(1),
+            "first": ~inner & ((~inner).cumsum(1) == 1),
+        }[kind]  # fmt: skip
+        made.values = {**made.values, _Named(name): whole}
     return made.evaluate(demand.kept.mask, grid).expand(COUNT, N)
 
 
@@ -45,6 +47,7 @@ class _Named:
 
 
 IDS_VALID = torch.arange(N) < torch.tensor(LENGTHS)[:, None]
+FIRST = torch.arange(N) == torch.tensor(LENGTHS)[:, None]
 LAST = torch.arange(N) == (torch.tensor(LENGTHS)[:, None] - 1).clamp(min=0)
 
 
@@ -95,6 +98,11 @@ KEPT: dict[str, tuple[Any, Tensor]] = {
         lambda m, x, ids, lengths: F.cross_entropy(
             (attend(m, x, triangle(ids), silu=False) @ m.items.weight.T)[:, :-1].flatten(0, 1), ids[:, 1:].flatten(),
             ignore_index=0), torch.zeros(COUNT, N, dtype=torch.bool)),
+    "padded keys that are one row are one key": (
+        lambda m, x, ids, lengths: loss(m, attend(m, x, triangle(ids), silu=False), ids), IDS_VALID | FIRST),
+    "padded keys that everybody sees are one key": (
+        lambda m, x, ids, lengths: loss(m, attend(m, x, torch.ones_like(triangle(ids)), silu=False), ids),
+        IDS_VALID | FIRST),
     "a row that sees no key keeps its sequence": (
         lambda m, x, ids, lengths: attend(m, x, triangle(ids) & (ids != 0)[:, None], silu=False)[:, 0],
         torch.tensor([[False], [False], [True], [False]]) | (torch.arange(N) == 0)),
@@ -118,8 +126,9 @@ DENSE: dict[str, tuple[Any, str]] = {
     "an unmasked mean": (lambda m, x, ids, lengths: m.linear(x).mean(1), "may read every place"),
     "a cumulative sum": (lambda m, x, ids, lengths: loss(m, m.linear(x).cumsum(1), ids), "may read every place"),
     "a convolution": (lambda m, x, ids, lengths: loss(m, m.convolution(m.linear(x).mT).mT, ids), "may read every place"),
-    "attention without a mask": (
-        lambda m, x, ids, lengths: loss(m, attend(m, x, torch.ones_like(triangle(ids)), silu=False), ids),
+    "attention without a mask to keys that differ": (
+        lambda m, x, ids, lengths: loss(
+            m, attend(m, x + torch.arange(N)[:, None], torch.ones_like(triangle(ids)), silu=False), ids),
         "attention reads padded places"),
     "a mask by values": (
         lambda m, x, ids, lengths: (m.linear(x) * (m.linear(x) > 0)).sum(1), "may read every place"),

@@ -80,6 +80,7 @@ def shift(m: Model, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def attention_without_mask(m: Model, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    x = x + torch.arange(x.shape[1]).unsqueeze(-1)
     weights = torch.softmax(m.key(x) @ x.transpose(1, 2), -1)
     mixed = weights @ x
     return loss(m, mixed, targets)
@@ -136,7 +137,10 @@ def test_strict_turns_a_miss_into_an_error_that_names_the_line() -> None:
 
 # ----------------------------------------------------------------------------------- what the mask must say
 def attending(seen: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Keys have positions: padded ones are no single row."""
+
     def body(m: Model, x: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+        x = x + torch.arange(x.shape[1]).unsqueeze(-1) / 8
         scores = (m.key(x) @ x.transpose(1, 2)).masked_fill(~seen(ids), torch.finfo(torch.float32).min)
         return loss(m, x + torch.softmax(scores, -1) @ x, targets)
 

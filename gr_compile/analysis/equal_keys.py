@@ -1,0 +1,175 @@
+"""Equal keys: attention that masks no padded key, and whose keys and values at padded places are all one row.
+
+A softmax over c equal keys is one over a single key whose logit is larger by log c, with the same value: such padded
+keys are one key, and the others need not be kept. SASRec as most people write it multiplies by the mask between
+layers and attends its left padding so, behind a causal mask alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from gr_compile.analysis.closure import Closure
+from gr_compile.analysis.element import Elements
+from gr_compile.analysis.expr import (
+    TRUE,
+    Expr,
+    and_,
+    compare,
+    const,
+    index,
+    not_,
+    operands_of,
+    or_,
+    substitute,
+    walk,
+    where,
+)  # fmt: skip
+from gr_compile.analysis.implies import implies
+from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.analysis.pad_rows import PadRows
+from gr_compile.analysis.places import Places
+from gr_compile.analysis.region import Operand, Region
+from gr_compile.analysis.region_support import blind_rows_are_zero, visible
+
+_DIFFER = "its scores, or weights, differ from one padded place to another"
+
+
+@dataclass(frozen=True)
+class EqualKeys:
+    """One region whose padded keys are one key.
+
+    Attributes:
+        region: the region with all padded keys but the first of each sequence masked out. Its score lacks the log of
+            their number, which no mask depends on.
+        support: where it is false, over b and n, keys and values are one row.
+        first: the first such place of each sequence, over b and n.
+        causal: a query sees those at or before its own place; else it sees all of them.
+    """
+
+    region: Region
+    support: Expr
+    first: Expr
+    causal: bool
+
+
+class EqualKeysFinder:
+    """Finds equal keys of the regions of one layout. `reasons`: what speaks against it, for the others."""
+
+    def __init__(self, pull: Elements, layout: TokenLayout, places: Places, rows: PadRows, closure: Closure) -> None:
+        self.pull, self.layout, self.places, self.rows, self.closure = pull, layout, places, rows, closure
+        self.reasons: dict[str, str] = {}
+
+    def of(self, region: Region) -> EqualKeys | None:
+        """What is proved of the padded keys of `region`; None where they have to stay as they are."""
+        if not region.softmax or region.key_atom is not self.layout.sequence:
+            return None
+        if region.batch_atom is not self.layout.batch:
+            return None
+        if self.closure.project(region, visible(region), "j") is not TRUE:
+            return None  # it masks keys itself
+        support = self._support(region)
+        if support is None or not self.closure.computable(support):
+            return None
+        padded = not_(substitute(support, {index("n"): index("j")}))
+        if self._proved(region, and_(substitute(support, {index("n"): index("i")}), visible(region)), not_(padded)):
+            return None  # right padding behind a causal mask: no query that counts sees them
+        causal = self._causal(region, padded)
+        if causal is None:
+            return None
+        first = self.closure.first_without(support)
+        kept = substitute(or_(support, first), {index("n"): index("j")})
+        masked = where(kept, region.score, const(-math.inf, region.score.dtype), region.score.dtype)
+        sighted = not blind_rows_are_zero(region)  # `_has_a_key` has proved it
+        return EqualKeys(replace(region, score=masked, sighted=sighted), support, first, causal)
+
+    # ------------------------------------------------------------------------------------------ one row
+    def _support(self, region: Region) -> Expr | None:
+        """Outside which places keys, values and what else the score reads of a key are one row; None if nowhere."""
+        for name, extent in region.extents.items():
+            self.pull.bind(name, extent)
+        assert region.post is not None
+        loads = [part for part in walk(region.score, region.post) if part.op == "load" and "j" in part.free]
+        operands = [o for o in (region.key, region.value) if o is not None]
+        supports = [self._row_of(region, operand) for operand in operands]
+        supports += [self._row_of_load(region, part) for part in loads if part.dtype != "b"]
+        return or_(*supports) if TRUE not in supports else None
+
+    def _row_of(self, region: Region, operand: Operand) -> Expr:
+        here = self.places.read_at(operand.node, operand.indices) == (index("b"), index("j"))
+        support = self.rows.of(operand.node) if here else TRUE
+        if support is TRUE:
+            self.reasons[region.node.name] = f"{operand.node.name} differs from one padded place to another"
+        return support
+
+    def _row_of_load(self, region: Region, part: Expr) -> Expr:
+        node = self.pull.nodes.get(part.args[0])
+        if node is None or self.layout.of(node) is not Layout.TOKENS:
+            self.reasons[region.node.name] = _DIFFER
+            return TRUE
+        return self._row_of(region, Operand(node, part.args[1], index("d")))
+
+    # --------------------------------------------------------------------------------------- who sees them
+    def _causal(self, region: Region, padded: Expr) -> bool | None:
+        """Whether a query sees the padded keys up to its own place (True) or all of them (False). None where that is
+        not proved, where their weights differ otherwise, or where a row may be without any key."""
+        seen = visible(region)
+        before = compare("ge", index("i"), index("j"), self.pull.ranges)
+        self_attention = region.query_atom is region.key_atom
+        if self._proved(region, padded, seen):
+            causal = False
+        elif self_attention and self._proved(region, padded, or_(and_(seen, before), and_(not_(seen), not_(before)))):
+            causal = True
+        else:
+            self.reasons[region.node.name] = "its mask hides some padded places from some queries"
+            return None
+        if not self._has_a_key(region, seen):
+            self.reasons[region.node.name] = "a query may see no key at all"
+            return None
+        assert region.post is not None
+        if not _is_plain(region.post) or not self._equal(region, region.score, and_(padded, seen)):
+            self.reasons[region.node.name] = _DIFFER
+            return None
+        return causal
+
+    def _has_a_key(self, region: Region, seen: Expr) -> bool:
+        """No row depends on keys that its mask hides."""
+        if seen is TRUE or blind_rows_are_zero(region):
+            return True
+        itself = substitute(seen, {index("j"): index("i")})
+        return region.query_atom is region.key_atom and self._proved(region, TRUE, itself)
+
+    def _equal(self, region: Region, expr: Expr, premise: Expr) -> bool:
+        """Whether `expr` is the same number for all j for which `premise` holds, where s is."""
+        if "j" not in expr.free:
+            return True
+        if expr.dtype == "b":
+            return self._proved(region, premise, expr) or self._proved(region, premise, not_(expr))
+        if expr.op == "load":
+            return self._reads_key_alone(expr)
+        if expr.op == "where":
+            choice, yes, no = expr.args
+            if self._proved(region, premise, choice):
+                return self._equal(region, yes, premise)
+            if self._proved(region, premise, not_(choice)):
+                return self._equal(region, no, premise)
+        if expr.op in ("index", "poly"):
+            return False
+        return all(self._equal(region, part, premise) for part in operands_of(expr.args))
+
+    def _reads_key_alone(self, part: Expr) -> bool:
+        """One of the loads that `_support` has looked at."""
+        node = self.pull.nodes[part.args[0]]
+        return self.places.read_at(node, part.args[1]) == (index("b"), index("j"))
+
+    def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
+        for name, extent in region.extents.items():
+            self.pull.bind(name, extent)
+        premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
+        return implies(self.pull.ranges, premise, conclusion)
+
+
+def _is_plain(post: Expr) -> bool:
+    """The weights themselves, cast or dropped out."""
+    return all(part.op in ("sm", "cast", "dropout", "const") for part in walk(post))

@@ -1,0 +1,77 @@
+"""Masks of places as graph nodes: bool [B, N] from expressions over b and n, and from the masks that those name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from gr_compile.analysis.closure import KeptPlaces
+from gr_compile.analysis.element import Elements
+from gr_compile.analysis.expr import Expr
+from gr_compile.analysis.layout import TokenLayout
+from gr_compile.editor import GraphEditor
+from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
+
+aten = torch.ops.aten
+
+
+class PlaceMasks:
+    """Makes masks of one layout at the editor's insertion point; `kept` says what derived masks stand for."""
+
+    def __init__(
+        self, editor: GraphEditor, pull: Elements, layout: TokenLayout, kept: KeptPlaces, device: torch.device
+    ) -> None:
+        self.editor, self.pull, self.layout, self.kept, self.device = editor, pull, layout, kept, device
+
+    def of(self, places: Expr) -> fx.Node:
+        """bool [B, N]: where `places` holds."""
+        batch_size, length = self.sizes()
+        emit = PlaceEmitter(self.editor, self.pull, {"b": (batch_size, 0), "n": (length, 1)}, self.device)
+        for name, (kind, mask) in self.kept.closures.items():
+            if kind == "named":
+                emit.given[name] = self._named(mask, batch_size, length)
+            else:
+                full = self.editor.call(aten.expand.default, emit.tensor(mask), [batch_size, length])
+                emit.given[name] = self._derived(kind, full)
+        expanded: fx.Node = self.editor.call(aten.expand.default, emit.tensor(places), [batch_size, length])
+        return expanded
+
+    def sizes(self) -> tuple[Any, Any]:
+        """B and N, as nodes or numbers."""
+        return self.editor.symbol_of(self.layout.batch.size), self.editor.symbol_of(self.layout.sequence.size)
+
+    def _derived(self, kind: str, mask: fx.Node) -> fx.Node:
+        editor = self.editor
+        if kind == "suffix":
+            return editor.call(torch.ops.gr.suffix_any.default, mask)
+        if kind == "first":
+            absent = editor.call(aten.logical_not.default, mask)
+            rank = editor.call(aten.cumsum.default, absent, 1)
+            return editor.call(aten.logical_and.default, absent, editor.call(aten.eq.Scalar, rank, 1))
+        some = editor.call(aten.any.dim, mask, 1, True)
+        return some if kind == "rows" else editor.call(aten.logical_not.default, some)
+
+    def _named(self, numbers: Expr, batch_size: Any, length: Any) -> fx.Node:
+        """bool [B, N]: true at the places b * N + n that a tensor of numbers names."""
+        editor, device = self.editor, self.device
+        count = editor.symbol_of(self.layout.batch.size * self.layout.sequence.size)
+        nowhere = editor.call(aten.full.default, [count], False, dtype=torch.bool, device=device)
+        here = editor.call(aten.full.default, [], True, dtype=torch.bool, device=device)
+        flat = editor.call(aten.index_put.default, nowhere, [self.pull.nodes[numbers.args[0]]], here)
+        made: fx.Node = editor.call(aten.reshape.default, flat, [batch_size, length])
+        return made
+
+    def filled(self, mask: fx.Node, multiple: int) -> fx.Node:
+        """`mask` with as many more places, the first that it lacks, as round their number up to `multiple`."""
+        editor = self.editor
+        flat = editor.call(aten.reshape.default, mask, [-1])
+        count = editor.call(aten.sum.default, flat)
+        lacking = editor.call(aten.remainder.Scalar, editor.call(aten.neg.default, count), multiple)
+        absent = editor.call(aten.logical_not.default, flat)
+        rank = editor.call(aten.cumsum.default, absent, 0)
+        extra = editor.call(aten.logical_and.default, absent, editor.call(aten.le.Tensor, rank, lacking))
+        either = editor.call(aten.logical_or.default, flat, extra)
+        filled: fx.Node = editor.call(aten.reshape.default, either, list(self.sizes()))
+        return filled
