@@ -19,22 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.fx as fx
-from torch._subclasses.fake_tensor import FakeTensor
+
+from gr_compile.kinds import kind, plain
 
 STEP = "gr_step"  # node.meta while tracing: which step of the two layers has made the node
 _WORTH = 24  # steps that need not be traced: fewer are not worth the search's copy of the graph
 _PERIODS = 4  # lengths of a layer that are tried, the likeliest first
 _NUMBERED = re.compile(r"(.*?)(?:_(\d+))?$")
-_PLAIN = (
-    int, float, complex, bool, str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout,
-    torch.memory_format,
-)  # fmt: skip
-
-
-class _Other:
-    """The kind of a value of which nothing is known: equal to no other."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +177,10 @@ def _likely_periods(spelled: Sequence[Any]) -> list[int]:
     """Distances between steps of one spelling, those that occur most often."""
     last: dict[Any, int] = {}
     distances: Counter[int] = Counter()
-    for k, kind in enumerate(spelled):
-        if kind in last:
-            distances[k - last[kind]] += 1
-        last[kind] = k
+    for k, spelling in enumerate(spelled):
+        if spelling in last:
+            distances[k - last[spelling]] += 1
+        last[spelling] = k
     return [period for period, _ in distances.most_common(_PERIODS)]
 
 
@@ -232,8 +224,8 @@ class _Kinds:
 
     def of_step(self, node: fx.Node) -> Any:
         """The call and its constants, and the kinds of its operands and its result."""
-        operands = tuple(_kind(_value(operand)) for operand in _operands(node))
-        return node.op, _plain(node.target), _spelled(node), operands, _kind(_value(node))
+        operands = tuple(kind(_value(operand)) for operand in _operands(node))
+        return node.op, plain(node.target), _spelled(node), operands, kind(_value(node))
 
     def one_on(self, a: fx.Node, b: fx.Node, period: int) -> bool:
         """Each operand of `b` is what that of `a` is, or its twin a period on, or an input in place of an input."""
@@ -275,32 +267,4 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _spelled(node: fx.Node) -> Any:
-    return _plain(node.args), _plain(node.kwargs)
-
-
-def _plain(value: Any) -> Any:
-    """A constant argument as something that only its like is equal to; operands are all alike."""
-    if isinstance(value, fx.Node):
-        return fx.Node
-    if isinstance(value, (tuple, list)):
-        return "sequence", tuple(map(_plain, value))
-    if isinstance(value, dict):
-        return "dict", tuple((key, _plain(held)) for key, held in value.items())
-    if isinstance(value, slice):
-        return "slice", _plain(value.start), _plain(value.stop), _plain(value.step)
-    if isinstance(value, torch.SymInt):
-        return torch.SymInt, value.node.expr
-    return (type(value), value) if isinstance(value, _PLAIN) or callable(value) else _Other()
-
-
-def _kind(value: Any) -> Any:
-    """What tracing sees of a value: of a tensor its dtype, device, sizes, strides, and whether it needs a gradient."""
-    if isinstance(value, (tuple, list)):
-        return "sequence", tuple(map(_kind, value))
-    if not isinstance(value, torch.Tensor):
-        return _plain(value)
-    if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
-        return _Other()
-    sizes = tuple(_plain(size) for size in (*value.shape, *value.stride(), value.storage_offset()))
-    bits = value.requires_grad, value.is_conj(), value.is_neg(), value.is_inference()
-    return type(value), isinstance(value, torch.nn.Parameter), value.dtype, value.device, bits, value.dim(), sizes
+    return plain(node.args), plain(node.kwargs)
