@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,6 +33,7 @@ from gr_compile.modes import (
     expand_modes,
     restored_autocast,
 )
+from gr_compile.repeats import STEP, find_repeat
 from gr_compile.sizes import settle_flattened_sizes, size_expr
 from gr_compile.transforms import write_out_vmaps
 from gr_compile.writes import COPY, may_be_written, write
@@ -46,6 +47,7 @@ _MODE_CALLS: dict[Any, str] = {
     torch.autograd.grad_mode._exit_inference_mode: "_exit_inference_mode",
 }
 _TENSOR_TYPE: Any = type(torch.FloatTensor)
+_LOGIC = (operator.and_, operator.or_, operator.not_, operator.is_)  # their names end as those of methods that write
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _IN_PLACE = frozenset(name for name in vars(operator) if name.startswith("i") and name[1:] in vars(operator))
 
@@ -108,6 +110,7 @@ class _RegionInterpreter(fx.Interpreter):
         self.writes = any(map(_may_write, module.graph.nodes))
         self.written: list[int] = []
         self.returned: dict[int, int] = {}
+        self.steps: Mapping[fx.Node, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
@@ -120,6 +123,8 @@ class _RegionInterpreter(fx.Interpreter):
         while node is not None and node is not before and node.op != "root":
             for key, value in self.marks.items():
                 node.meta.setdefault(key, value)
+            if n in self.steps:
+                node.meta[STEP] = self.steps[n]
             if not node.meta.get("stack_trace") and n.meta.get("stack_trace"):
                 node.meta["stack_trace"] = n.meta["stack_trace"]
             node = node.prev
@@ -243,8 +248,22 @@ def _is_mutated(value: FunctionalTensor) -> bool:
 
 
 def _trace(dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeTensorMode) -> fx.GraphModule:
+    """Layers of one kind are traced once, where nothing is written."""
+    writes = any(_may_write(node) and node.target not in _LOGIC for node in dynamo_graph.graph.nodes)
+    repeat = None if writes else find_repeat(dynamo_graph)
+    if repeat is not None:
+        traced = repeat.written_out(_trace_all(repeat.shortened, values, fake_mode, repeat.steps))
+        if traced is not None:
+            return traced
+    return _trace_all(dynamo_graph, values, fake_mode, {})
+
+
+def _trace_all(
+    dynamo_graph: fx.GraphModule, values: Sequence[Any], fake_mode: FakeTensorMode, steps: Mapping[fx.Node, int]
+) -> fx.GraphModule:
     ambient = ambient_autocast()
     interpreter = _RegionInterpreter(dynamo_graph, {AUTOCAST: ambient} if ambient else {}, itertools.count())
+    interpreter.steps = steps
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)
     placeholders = dynamo_graph.graph.find_nodes(op="placeholder")
 

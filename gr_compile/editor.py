@@ -14,8 +14,9 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings
+from torch.fx.experimental.symbolic_shapes import compute_unbacked_bindings, free_unbacked_symbols
 
+from gr_compile.kinds import kind
 from gr_compile.sizes import size_expr
 
 _ARITHMETIC: dict[str, Any] = {
@@ -52,6 +53,7 @@ class GraphEditor:
         self.touched: set[fx.Node] = set()
         self.rewired: set[fx.Node] = set()
         self.edits = 0
+        self._known: dict[Any, Any] = {}
         self._like: fx.Node | None = None
         self._stamp = ""
         self._point: fx.Node | None = None
@@ -115,7 +117,18 @@ class GraphEditor:
                 node.meta["unbacked_bindings"] = bindings
 
     def evaluate(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The fake value of a call, without making a node."""
+        """The fake value of a call, without making a node. Calls of one kind, as layers have them, share it."""
+        if not isinstance(target, torch._ops.OpOverload) or self.fake_mode is None or target._schema.is_mutable:
+            return self._evaluate(target, args, kwargs)
+        key = target, kind(args), kind(tuple(kwargs.items()))
+        if key in self._known:
+            return self._known[key]
+        value = self._evaluate(target, args, kwargs)
+        if _told_by_data(value) <= _told_by_data((args, kwargs)):  # how many are true is told of one tensor alone
+            self._known[key] = value
+        return value
+
+    def _evaluate(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         mode = self.fake_mode if self.fake_mode is not None else contextlib.nullcontext()
         with mode, enable_python_dispatcher(), torch.no_grad():
             return target(*args, **kwargs)
@@ -253,6 +266,13 @@ class GraphEditor:
     def _nodes_before(self) -> Iterator[fx.Node]:
         """The nodes in front of the insertion point."""
         return itertools.takewhile(lambda node: node is not self._point, self.graph.nodes)
+
+
+def _told_by_data(values: Any) -> set[Any]:
+    """The symbols of sizes that the data alone tells."""
+    sized = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+    leaves = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, sized))
+    return set().union(*(free_unbacked_symbols(leaf) for leaf in leaves))
 
 
 def _alike(old: Any, new: Any, strides: bool) -> bool:

@@ -11,7 +11,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,6 +59,14 @@ class CapturedGraph:
     report: GraphReport
 
 
+Write = Callable[[Sequence[CapturedGraph], Path], dict[str, Any]]
+"""Writes the graphs' files into an empty folder; gives JSON for the report: graphs, checked, not_checked.
+
+Raises:
+    LowerError: why there are none.
+"""
+
+
 class Lowering(Protocol):
     """What a target offers beside running: files. Found as the attribute `lowering` of the target's class, and made
     with the target's options and `machine`.
@@ -73,11 +81,11 @@ class Lowering(Protocol):
     def supports(self, operator: str) -> bool:
         """Whether it knows a `gr::` operator."""
 
-    def write(self, graphs: Sequence[CapturedGraph], folder: Path) -> dict[str, Any]:
-        """Write the graphs' files into an empty folder; JSON for the report: graphs, checked, not_checked.
+    def at_work(self) -> AbstractContextManager[Write]:
+        """What writes the graphs. Entered before the model is captured: what takes long to start begins here.
 
         Raises:
-            LowerError: why there are none.
+            LowerError: nothing can be written on this host.
         """
 
 
@@ -124,11 +132,11 @@ def lower(
         check_declared_arguments(config.declared, signature, name)
     lowering = find_lowering(target, machine)
     train = bool(getattr(model, "training", False)) if training is None else training
-    with _folder(Path(out)) as folder:
+    with _folder(Path(out)) as folder, lowering.at_work() as write:
         session = Session(config, lowering.adapt(Pipeline.parse(passes, lowering.name)))
         graphs = capture_graphs(model, args, dict(kwargs or {}), session, lowering, train)
         with writing(Path(out)):
-            found = lowering.write(graphs, folder)
+            found = write(graphs, folder)
             report = {
                 "schema": SCHEMA, "target": target, "machine": lowering.machine, "model": name, "training": train,
                 "dynamic": dynamic, "passes": session.pipeline.text(), "versions": versions(), **found,

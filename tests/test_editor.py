@@ -212,3 +212,25 @@ def test_only_users_whose_operand_became_of_another_kind_need_verification(graph
     assert editor.touched == {same, other, silu} and not editor.rewired
     editor.set_argument(silu, same, other)
     assert editor.rewired == {silu}
+
+
+# ------------------------------------------------------------------------------------- calls of one kind
+def test_calls_of_one_kind_share_their_value(editor, graph_module):
+    x = graph_module.graph.find_nodes(op="placeholder")[-1].meta["val"]
+    first = editor.evaluate(aten.mul.Scalar, x, 2.0)
+    assert editor.evaluate(aten.mul.Scalar, x, 2.0) is first
+    y = editor.evaluate(aten.relu.default, x)
+    assert editor.evaluate(aten.mul.Scalar, y, 2.0) is first  # of one kind with x
+    wide = editor.evaluate(aten.to.dtype, x, torch.float64)
+    turned = editor.evaluate(aten.t.default, x)
+    for other in ((wide, 2.0), (turned, 2.0), (x, 2), (x, -2.0)):
+        assert editor.evaluate(aten.mul.Scalar, *other) is not first
+
+
+def test_sizes_that_the_data_tells_are_of_one_tensor(editor, graph_module):
+    x = graph_module.graph.find_nodes(op="placeholder")[-1]
+    with editor.at(after=x, like=x):
+        y = editor.call(aten.clone.default, x)
+        first, again, second = (editor.call(aten.nonzero.default, value) for value in (x, x, y))
+    sizes = [node.meta["val"].shape[0].node.expr for node in (first, again, second)]
+    assert sizes[0] == sizes[1] != sizes[2]

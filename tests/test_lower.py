@@ -1,5 +1,6 @@
 """`lower`: the folder is whole or not there, the errors say what to do; with a lowering that writes a line a graph."""
 
+import contextlib
 import errno
 import json
 import os
@@ -30,6 +31,10 @@ class Written:
 
     def supports(self, operator):
         return True
+
+    @contextlib.contextmanager
+    def at_work(self):
+        yield self.write
 
     def write(self, graphs, folder):
         type(self).graphs = graphs

@@ -1,4 +1,6 @@
-"""The process that converts: `python -m gr_compile.lowering.torchair.child FOLDER...`, one folder a graph.
+"""The process that converts: `python -m gr_compile.lowering.torchair.child`, and on its input one folder a graph.
+
+It is started before there is a graph: what it imports takes as long as capturing a model does.
 
 torchair replaces signal handlers, the logging class and parts of Dynamo when it is imported; here that harms nobody.
 The way is torchair's own, with its decompositions and its AOTAutograd call; only the native module is a stand-in.
@@ -7,6 +9,7 @@ The way is torchair's own, with its decompositions and its AOTAutograd call; onl
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import sys
 from collections import Counter
@@ -33,12 +36,13 @@ from gr_compile.lowering.torchair.request import INPUTS, PROGRAM, RAN, REQUEST, 
 from gr_compile.numerics import outputs_and_gradients
 
 
-def main(folders: list[Path]) -> None:
+def main() -> None:
     """Convert each graph; what went wrong with one is written beside it and stops no other."""
     standin.install()
     import torchair  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
 
-    for folder in folders:
+    gc.disable()  # the process ends soon: walking through all that it has imported is in vain
+    for folder in map(Path, sys.stdin.read().splitlines()):
         conversion = _Conversion(folder)
         found: dict[str, Any] = {"parts": [], "error": ""}
         try:
@@ -146,6 +150,7 @@ class _Conversion:
                 self.fixed[name] = int(found)
 
     def _run(self, compiled: Any) -> None:
+        torch.set_num_threads(self.request["threads"])  # the caller's choice: this process began with a default
         recorded = torch.load(self.folder / INPUTS, weights_only=True)
         inputs = []
         for entry, value in zip(self.request["inputs"], recorded):
@@ -210,4 +215,4 @@ def _input(entry: dict[str, Any], symbols: Mapping[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    main()

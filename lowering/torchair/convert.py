@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import gr_compile
@@ -19,26 +21,49 @@ class ConversionFailed(RuntimeError):
     """The process that converts did not come to its end; the message is what it said last."""
 
 
-def convert(requests: Sequence[Request], files: TorchairFiles, folder: Path) -> list[Converted]:
-    """Convert graphs in one process; each has its folder below `folder`, with its .pbtxt files.
+@dataclass(frozen=True)
+class Converter:
+    """A process that has imported torchair, or is about to, and converts one list of graphs.
 
-    Raises:
-        ConversionFailed: the process ended before all graphs were looked at.
+    Attributes:
+        folder: where the graphs' files lie, those of each in a folder of its own.
     """
-    folders = [request.write(folder) for request in requests]
-    if not folders:
-        return []
-    command = [sys.executable, "-m", "gr_compile.lowering.torchair.child", *(str(f.resolve()) for f in folders)]
+
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def convert(self, requests: Sequence[Request]) -> list[Converted]:
+        """Convert graphs; each has its folder below `folder`, with its .pbtxt files. Only once.
+
+        Raises:
+            ConversionFailed: the process ended before all graphs were looked at.
+        """
+        folders = [request.write(self.folder) for request in requests]
+        if not folders:
+            return []
+        try:
+            _, said = self.process.communicate("".join(f"{own.resolve()}\n" for own in folders), timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ConversionFailed(f"torchair's converter did not end within {_SECONDS} s") from error
+        if self.process.returncode:
+            lines = [line for line in said.splitlines() if line.strip()]
+            raise ConversionFailed(f"torchair's converter failed: {lines[-1] if lines else 'it said nothing'}")
+        return [Converted.read(own) for own in folders]
+
+
+@contextmanager
+def converter(files: TorchairFiles, folder: Path) -> Iterator[Converter]:
+    """A process that converts. It starts at once: its imports take seconds, in which the caller has other work."""
+    command = [sys.executable, "-m", "gr_compile.lowering.torchair.child"]
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, env=_environment(files), cwd=folder, stdin=pipe, stdout=nowhere, stderr=pipe, text=True
+    )
     try:
-        done = subprocess.run(
-            command, env=_environment(files), cwd=folder, capture_output=True, text=True, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConversionFailed(f"torchair's converter did not end within {_SECONDS} s") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ConversionFailed(f"torchair's converter failed: {lines[-1] if lines else 'it said nothing'}")
-    return [Converted.read(own) for own in folders]
+        yield Converter(process, folder)
+    finally:
+        process.kill()  # it may still wait for graphs that never come; one that has ended does not mind
+        process.communicate()
 
 
 def _environment(files: TorchairFiles) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.target import Compiled
 from gr_compile.lowering.torchair import device, files, host, library, replay, sizes
-from gr_compile.lowering.torchair.convert import ConversionFailed, convert
+from gr_compile.lowering.torchair.convert import ConversionFailed, Converter, converter
 from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
 from gr_compile.numerics import outputs_and_gradients
 from gr_compile.pipeline import Pipeline
@@ -86,35 +87,55 @@ class AscendLowering:
     def supports(self, operator: str) -> bool:
         return operator in OPERATORS
 
-    def write(self, graphs: Sequence[CapturedGraph], folder: Path) -> dict[str, Any]:
+    @contextmanager
+    def at_work(self) -> Iterator[Callable[[Sequence[CapturedGraph], Path], dict[str, Any]]]:
+        """The process that converts starts here: it imports while the model is captured."""
         try:
             found = files.find()
-            work = [Work(graph, self.mode, self.kernels) for graph in graphs]
-            with tempfile.TemporaryDirectory() as scratch:
-                converted = convert([item.request for item in work], found, Path(scratch))
-                refuse_failures(converted)
-                described = [item.finish(one, Path(scratch), folder) for item, one in zip(work, converted)]
-            types = {name for one in converted for part in one.parts for name in part.operators}
-            attention = [AttentionCall.read(call) for one in converted for part in one.parts for call in part.attention]
-            used = [item.request.graph for item in work]
-            operators = write_operators(used, types, folder, machine(self.machine), attention)
-        except (files.TorchairMissing, ConversionFailed, sizes.DataDependentSize) as error:
+        except files.TorchairMissing as error:
             raise LowerError(str(error)) from error
-        compared = sum(item["largest_difference"] is not None for item in described)
-        made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
-        ran = f"{made}, run on the CPU on the given inputs: {compared} of "
-        ran += f"{len(described)} equal to the model's own operators, gradients included"
-        left = [] if compared == len(described) else ["numbers: see the graphs' notes"]
-        if any(item.request.library for item in work):
-            left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
+        with tempfile.TemporaryDirectory() as scratch, converter(found, Path(scratch)) as child:
+            yield lambda graphs, folder: self._write(graphs, folder, child, found)
+
+    def _write(
+        self, graphs: Sequence[CapturedGraph], folder: Path, child: Converter, found: files.TorchairFiles
+    ) -> dict[str, Any]:
+        try:
+            work = [Work(graph, self.mode, self.kernels) for graph in graphs]
+            converted = child.convert([item.request for item in work])
+            refuse_failures(converted)
+            described = [item.finish(one, child.folder, folder) for item, one in zip(work, converted)]
+            operators = write_operators(
+                [item.request.graph for item in work], _types(converted), folder, machine(self.machine),
+                [AttentionCall.read(call) for one in converted for part in one.parts for call in part.attention],
+            )  # fmt: skip
+        except (ConversionFailed, sizes.DataDependentSize) as error:
+            raise LowerError(str(error)) from error
         return {
             "operators": operators,
             "torchair": {"version": found.version, "origin": found.origin},
             "mode": self.mode,
             "graphs": described,
+            **self._checks(described, any(item.request.library for item in work)),
+        }
+
+    def _checks(self, described: Sequence[dict[str, Any]], library_used: bool) -> dict[str, list[str]]:
+        """What was checked, and what was not."""
+        compared = sum(item["largest_difference"] is not None for item in described)
+        made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
+        ran = f"{made}, run on the CPU on the given inputs: {compared} of "
+        ran += f"{len(described)} equal to the model's own operators, gradients included"
+        left = [] if compared == len(described) else ["numbers: see the graphs' notes"]
+        if library_used:
+            left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
+        return {
             "checked": [*_CHECKED[self.mode], *([ran] if compared else [])],
             "not_checked": [*_NOT_CHECKED[self.mode], *left],
         }
+
+
+def _types(converted: Sequence[Converted]) -> set[str]:
+    return {name for one in converted for part in one.parts for name in part.operators}
 
 
 def refuse_failures(converted: Sequence[Converted]) -> None:

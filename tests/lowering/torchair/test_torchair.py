@@ -56,11 +56,13 @@ class Outcome:
             found = files.fetch()
         except files.TorchairMissing as error:
             pytest.skip(str(error))
-        self.work = {str(case): Work(case.capture(), case.mode, case.kernels) for case in cases}
-        requests = [*(item.request for item in self.work.values()), *refused()]
         scratch, self.folder = folder / "scratch", folder / "out"
         self.folder.mkdir()
-        self.converted = {one.name: one for one in convert.convert(requests, found, scratch)}
+        scratch.mkdir()
+        with convert.converter(found, scratch) as child:
+            self.work = {str(case): Work(case.capture(), case.mode, case.kernels) for case in cases}
+            requests = [*(item.request for item in self.work.values()), *refused()]
+            self.converted = {one.name: one for one in child.convert(requests)}
         self.described = {}
         for name, item in self.work.items():
             refuse_failures([self.converted[name]])
