@@ -12,16 +12,16 @@ from gr_compile.kinds import kind, plain
 @pytest.mark.parametrize(
     ("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0), (None, 0), ("a", b"a"), ([1, 2], [2, 1]), (slice(1), slice(2))]
 )
-def test_constants_that_are_not_alike(one, other):
+def test_constants_that_are_not_alike(one: object, other: object) -> None:
     assert plain(one) == plain(one) and plain(one) != plain(other)
 
 
-def test_constants_that_are_alike():
+def test_constants_that_are_alike() -> None:
     assert plain(math.nan) == plain(float("nan")) and plain([1, (2.5, None)]) == plain((1, [2.5, None]))
     assert hash(plain({"a": slice(None, 3)})) == hash(plain({"a": slice(None, 3)}))
 
 
-def test_tensors():
+def test_tensors() -> None:
     with FakeTensorMode() as mode:
         x = torch.empty(2, 3)
         alike, others = torch.empty(2, 3), [

@@ -1,9 +1,15 @@
 """Layers of one kind are traced once, and the captured graph is the one that tracing them all gives."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
+import torch.fx as fx
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import gr_compile.capture as capture_module
 from gr_compile.repeats import find_repeat
@@ -12,11 +18,11 @@ from gr_compile.repeats import find_repeat
 class Layer(nn.Module):
     """Attention over [B, N, 8] with sizes in its arithmetic, a dropout, and a constant that may differ."""
 
-    def __init__(self, scale=0.5):
+    def __init__(self, scale: float = 0.5) -> None:
         super().__init__()
         self.project, self.scale = nn.Linear(8, 24), scale
 
-    def forward(self, x, mask):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         b, n, _ = x.shape
         q, k, v = self.project(F.layer_norm(x, (8,))).view(b, n, 3, 8).unbind(2)
         weights = F.silu(q @ k.transpose(1, 2) * self.scale) / n * mask
@@ -27,11 +33,11 @@ class Layer(nn.Module):
 class Stack(nn.Module):
     """`forward` of a subclass says how the layers are put together."""
 
-    def __init__(self, layers=6, scales=None):
+    def __init__(self, layers: int = 6, scales: Sequence[float] | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList([Layer(scale) for scale in scales or [0.5] * layers])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(x.shape[1], x.shape[1]).tril()
         for layer in self.layers:
             x = layer(x, mask)
@@ -39,7 +45,7 @@ class Stack(nn.Module):
 
 
 class Tied(Stack):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(6)
         for layer in self.layers[3:]:
             layer.project.weight = self.layers[0].project.weight
@@ -48,12 +54,12 @@ class Tied(Stack):
 class Pairs(Stack):
     """What repeats is two layers."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(scales=[0.5, 0.25] * 4)
 
 
 class Collected(Stack):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         states = []
         for layer in self.layers:
             x = layer(x, torch.ones(x.shape[1], x.shape[1]))
@@ -64,7 +70,7 @@ class Collected(Stack):
 class Skipping(Stack):
     """Each layer reads the one in front and the one before that."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         before = x
         for layer in self.layers:
             before, x = x, layer(x + before, torch.ones(x.shape[1], x.shape[1]))
@@ -74,7 +80,7 @@ class Skipping(Stack):
 class Older(Stack):
     """Each layer reads what was three layers ago."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         states = [x, x, x]
         for layer in self.layers:
             states.append(layer(states[-1] + states[-3], torch.ones(x.shape[1], x.shape[1])))
@@ -84,7 +90,7 @@ class Older(Stack):
 class SharedFirst(Stack):
     """All layers read a mask that depends on the first layer's result."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = first = self.layers[0](x, torch.ones(x.shape[1], x.shape[1]))
         mask = torch.tril(first @ first.transpose(1, 2))
         for layer in self.layers[1:]:
@@ -93,7 +99,7 @@ class SharedFirst(Stack):
 
 
 class Written(Stack):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(x.shape[1], x.shape[1])
         for layer in self.layers:
             x = layer(x, mask)
@@ -104,7 +110,7 @@ class Written(Stack):
 class Literal(Stack):
     """Tensors of numbers become constants of the traced graph, each its own: all layers are traced after all."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x, torch.tensor([1.0, 0.5, 0.25, 0.125, 0.0]))
         return x
@@ -113,7 +119,7 @@ class Literal(Stack):
 class NoGrad(Stack):
     """A region without gradients in each layer."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             with torch.no_grad():
                 mask = (x @ x.transpose(1, 2)).sigmoid()
@@ -122,15 +128,15 @@ class NoGrad(Stack):
 
 
 @pytest.fixture(autouse=True)
-def anew():
+def anew() -> None:
     torch._dynamo.reset()
 
 
-def captured(model, dynamic, monkeypatch, x):
+def captured(model: nn.Module, dynamic: bool, monkeypatch: pytest.MonkeyPatch, x: Tensor) -> list[Any]:
     """The graphs with and without the search, how many layers it found, and the number of nodes traced."""
-    found = []
+    found: list[Any] = []
 
-    def backend(graph_module, inputs):
+    def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         repeat = find_repeat(graph_module)
         found.append(0 if repeat is None else len(repeat.layers))
         found.append(capture_module.capture(graph_module))
@@ -144,7 +150,7 @@ def captured(model, dynamic, monkeypatch, x):
     return found
 
 
-def described(graph_module):
+def described(graph_module: fx.GraphModule) -> list[Any]:
     """All that a reader of the graph sees."""
     return [
         (
@@ -163,7 +169,9 @@ def described(graph_module):
         (Written, None), (Literal, 5), (lambda: Stack(scales=[0.1 * k for k in range(6)]), 0), (lambda: Stack(2), 0),
     ],
 )  # fmt: skip
-def test_the_graph_is_that_of_all_layers(make, alike, dynamic, monkeypatch):
+def test_the_graph_is_that_of_all_layers(
+    make: Callable[[], nn.Module], alike: int | None, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 5, 8)
     found, ours, theirs = captured(make().train(), dynamic, monkeypatch, x)
@@ -172,7 +180,7 @@ def test_the_graph_is_that_of_all_layers(make, alike, dynamic, monkeypatch):
         assert found == alike
 
 
-def test_values_and_gradients_are_the_models(monkeypatch):
+def test_values_and_gradients_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Tied().eval(), torch.randn(3, 5, 8)
     _, ours, _ = captured(model, True, monkeypatch, x)
@@ -186,15 +194,15 @@ def test_values_and_gradients_are_the_models(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def _source(name):
+def _source(name: str) -> str:
     *modules, last = name.split(".")
     return "L['self']" + "".join(f"._modules['{part}']" for part in modules) + f"._parameters['{last}']"
 
 
-def test_fewer_nodes_are_traced():
-    counts = []
+def test_fewer_nodes_are_traced() -> None:
+    counts: list[tuple[int, int]] = []
 
-    def backend(graph_module, inputs):
+    def backend(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         repeat = find_repeat(graph_module)
         counts.append((len(repeat.shortened.graph.nodes), len(graph_module.graph.nodes)))
         return graph_module.forward
