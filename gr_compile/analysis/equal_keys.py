@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from gr_compile.analysis.closure import Closure
 from gr_compile.analysis.element import Elements
 from gr_compile.analysis.expr import (
+    FALSE,
     TRUE,
     Expr,
     and_,
@@ -22,6 +23,7 @@ from gr_compile.analysis.expr import (
     not_,
     operands_of,
     or_,
+    rebuild,
     substitute,
     walk,
     where,
@@ -33,6 +35,7 @@ from gr_compile.analysis.places import Places
 from gr_compile.analysis.region import Operand, Region
 from gr_compile.analysis.region_support import blind_rows_are_zero, visible
 
+_LARGE = 1e3
 _DIFFER = "its scores, or weights, differ from one padded place to another"
 
 
@@ -128,8 +131,12 @@ class EqualKeysFinder:
             self.reasons[region.node.name] = "a query may see no key at all"
             return None
         assert region.post is not None
-        if not _is_plain(region.post) or not self._equal(region, region.score, and_(padded, seen)):
+        score = self._decided(region, region.score, and_(padded, seen), {})
+        if not _is_plain(region.post) or not self._is_equal(score):
             self.reasons[region.node.name] = _DIFFER
+            return None
+        if self._is_shifted(score):
+            self.reasons[region.node.name] = "large numbers may be added to all scores of a query"
             return None
         return causal
 
@@ -140,34 +147,54 @@ class EqualKeysFinder:
         itself = substitute(seen, {index("j"): index("i")})
         return region.query_atom is region.key_atom and self._proved(region, TRUE, itself)
 
-    def _equal(self, region: Region, expr: Expr, premise: Expr) -> bool:
-        """Whether `expr` is the same number for all j for which `premise` holds, where s is."""
+    def _decided(self, region: Region, expr: Expr, premise: Expr, known: dict[Expr, Expr]) -> Expr:
+        """`expr` where `premise` holds: with the conditions that it decides."""
+        if expr not in known:
+            made = rebuild(expr, lambda part: self._decided(region, part, premise, known))
+            if made.dtype == "b" and made.op != "const":
+                for answer, holds in ((TRUE, made), (FALSE, not_(made))):
+                    made = answer if self._proved(region, premise, holds) else made
+            known[expr] = made
+        return known[expr]
+
+    def _is_equal(self, expr: Expr) -> bool:
+        """Whether `expr` is the same number for all padded keys, where s is: it reads of a key what is one row."""
         if "j" not in expr.free:
             return True
-        if expr.dtype == "b":
-            return self._proved(region, premise, expr) or self._proved(region, premise, not_(expr))
         if expr.op == "load":
             return self._reads_key_alone(expr)
-        if expr.op == "where":
-            choice, yes, no = expr.args
-            if self._proved(region, premise, choice):
-                return self._equal(region, yes, premise)
-            if self._proved(region, premise, not_(choice)):
-                return self._equal(region, no, premise)
-        if expr.op in ("index", "poly"):
-            return False
-        return all(self._equal(region, part, premise) for part in operands_of(expr.args))
+        return expr.op not in ("index", "poly") and all(map(self._is_equal, operands_of(expr.args)))
 
     def _reads_key_alone(self, part: Expr) -> bool:
         """One of the loads that `_support` has looked at."""
-        node = self.pull.nodes[part.args[0]]
-        return self.places.read_at(node, part.args[1]) == (index("b"), index("j"))
+        node = self.pull.nodes.get(part.args[0])
+        return node is not None and self.places.read_at(node, part.args[1]) == (index("b"), index("j"))
+
+    def _is_shifted(self, score: Expr) -> bool:
+        """Whether a number that is as large as a mask may be added to a row: scores and log(count) are lost beside it,
+        and eager's weights are those of many equal keys."""
+        if not _has_product(score):
+            return any(_is_large(part) or self._is_data_of_query(part) for part in walk(score))
+        is_scaled = score.op in ("mul", "div")  # by a factor
+        parts = [part for part in operands_of(score.args) if part.dtype != "b"]
+        return any(self._is_shifted(part) for part in parts if _has_product(part) or not is_scaled)
+
+    def _is_data_of_query(self, part: Expr) -> bool:
+        return part.op == "load" and "i" in part.free and self.pull.closed(self.pull.nodes[part.args[0]])
 
     def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
         for name, extent in region.extents.items():
             self.pull.bind(name, extent)
         premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
         return implies(self.pull.ranges, premise, conclusion)
+
+
+def _has_product(expr: Expr) -> bool:
+    return any(part.op == "s" for part in walk(expr))
+
+
+def _is_large(part: Expr) -> bool:
+    return part.op == "const" and isinstance(part.args[0], float) and abs(part.args[0]) >= _LARGE
 
 
 def _is_plain(post: Expr) -> bool:

@@ -65,8 +65,8 @@ __all__ = [
     "BINARY", "FALSE", "FLOAT_DTYPES", "TORCH_DTYPE", "TRUE", "UNARY", "Expr", "Ranges", "add",
     "alternatives", "and_", "atoms", "binary", "cast", "choose", "clamp", "coefficient_of", "compare",
     "const", "divide", "divmod_", "elu", "eq0", "ge0", "index", "is_const", "is_mask_cast", "leaky_relu",
-    "load", "make", "mul", "not_", "operands_of", "or_", "order", "parse", "poly", "promote", "scale", "show",
-    "size", "split_mask", "sub", "substitute", "terms", "to_text", "unary", "walk", "where",
+    "load", "make", "mul", "not_", "operands_of", "or_", "order", "parse", "poly", "promote", "rebuild", "scale",
+    "show", "size", "split_mask", "sub", "substitute", "terms", "to_text", "unary", "walk", "where",
 ]  # fmt: skip
 
 _BOOLEAN: dict[str, Callable[..., Expr]] = {"and": and_, "not": not_, "ge0": ge0, "eq0": eq0}
