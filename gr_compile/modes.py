@@ -100,8 +100,8 @@ def _insert_casts(editor: GraphEditor, node: fx.Node, region: Mapping[str, torch
     value = next((v for v in pytree.tree_leaves(node.meta.get("val")) if _is_cast(v)), None)
     if not isinstance(node.target, torch._ops.OpOverload) or value is None or value.device.type not in region:
         return
-    key = torch._C._dispatch_key_for_device(value.device.type)
-    if _has_kernel(node.target, f"Autocast{key}") or _casts_inside(editor, node, region, value.dtype):
+    key = f"Autocast{torch._C._dispatch_key_for_device(value.device.type)}"
+    if _has_kernel(node.target, key) or _casts_inside(editor, node, region, value.dtype, key):
         _cast_operands(editor, node, value.dtype)
 
 
@@ -115,9 +115,13 @@ def _has_kernel(target: torch._ops.OpOverload, key: str) -> bool:
 
 
 def _casts_inside(
-    editor: GraphEditor, node: fx.Node, region: Mapping[str, torch.dtype], dtype: torch.dtype
+    editor: GraphEditor, node: fx.Node, region: Mapping[str, torch.dtype], dtype: torch.dtype, key: str
 ) -> bool:
-    """Whether an operator made of others (einsum) needs its operands cast to mean what it means under autocast."""
+    """Whether an operator made of others (einsum) needs its operands cast to mean what it means under autocast.
+
+    Where autocast knows none of the others it does not: layer_norm takes a bfloat16 input beside float32 weights, and
+    then keeps its statistics in float32.
+    """
     if not _has_kernel(node.target, "CompositeImplicitAutograd"):  # type: ignore[arg-type]
         return False
 
@@ -132,6 +136,8 @@ def _casts_inside(
         return log
 
     wanted = steps(region, lambda v: v)
+    if not any(_has_kernel(operator, key) for operator, _ in wanted):
+        return False
     given: list[Any] = [n.meta.get("val") for n in node.all_input_nodes]
     several = len({v.dtype for v in given if _is_cast(v)}) > 1
     # Operands of several dtypes are cast first: as they are they may not go together, which torch logs as an error.

@@ -219,6 +219,15 @@ def test_every_linear_under_autocast_has_operands_of_its_result_type():
         assert all(argument.meta["val"].dtype == torch.bfloat16 for argument in node.args)
 
 
+def test_layer_norm_with_float32_weights_stays_as_it_is_under_autocast():
+    """With bfloat16 weights its backward would keep mean and deviation in bfloat16: gradients several times too large."""
+    norm = nn.LayerNorm(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = captured(lambda x: norm(x @ W), vectors())
+    (node,) = calls(graph, aten.layer_norm.default)
+    assert [argument.meta["val"].dtype for argument in node.all_input_nodes] == [torch.bfloat16, *[torch.float32] * 2]
+
+
 # ------------------------------------------------------------------------------------- grad mode, checkpoints
 @pytest.mark.parametrize("region", [torch.no_grad, torch.inference_mode])
 def test_a_region_without_gradients_becomes_detaches(region):

@@ -46,8 +46,7 @@ class KeptPlaces:
 class Closure:
     """The places kept of one layout, while they are being found.
 
-    `fixed`: closures that hold whatever is added; `blocked_keys`: why the keys of a region cannot be bounded;
-    `unequal_keys`: why its padded keys are not one key (equal_keys.py), by the name of its node.
+    `fixed`: closures that hold whatever is added; `blocked_keys`: why the keys of a region cannot be bounded.
     """
 
     def __init__(self, pull: Elements, layout: TokenLayout) -> None:
@@ -55,7 +54,6 @@ class Closure:
         self.kept = KeptPlaces()
         self.fixed: dict[str, tuple[str, Expr]] = {}
         self.blocked_keys: dict[fx.Node, str] = {}
-        self.unequal_keys: dict[str, str] = {}
 
     def restart(self) -> None:
         """Begin again with nothing kept."""
@@ -111,10 +109,14 @@ class Closure:
         self.kept.closures[name] = self.fixed[name] = ("named", load(numbers.name, (), "i"))
         return load(name, (index("b"), index("n")), "b")
 
-    def project(self, region: Region, premise: Expr, side: str) -> Expr:
-        """The places of `side` ("i" or "j") for which `premise` may hold, whatever the other is; over b and n."""
+    def bind(self, region: Region) -> None:
+        """From here on the indices are those of `region`."""
         for name, extent in region.extents.items():
             self.pull.bind(name, extent)
+
+    def project(self, region: Region, premise: Expr, side: str) -> Expr:
+        """The places of `side` ("i" or "j") for which `premise` may hold, whatever the other is; over b and n."""
+        self.bind(region)
         defined = _whatever_the_scores(substitute(premise, region.definitions))
         wanted = frozenset({"b", side})
         projected = project_out(self.pull.ranges, defined, wanted, suffix_closed=self.kept.suffix_closed)
@@ -130,28 +132,26 @@ class Closure:
 
     def _close_keys(self, region: Region) -> bool:
         allowed = support(region)
-        if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
+        if self.proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
             return True
         keys = self.project(region, allowed, "j")
         if keys is TRUE or not self.computable(keys):
             keys = self.project(region, and_(allowed, self._kept_at("i")), "j")
         if keys is not TRUE and self.computable(keys):
             self.add(keys, "keys that kept queries read")
-            if self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
+            if self.proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j")):
                 return True
-        if not self._proved(region, allowed, compare("ge", index("i"), index("j"), self.pull.ranges)):
+        if not self.proved(region, allowed, compare("ge", index("i"), index("j"), self.pull.ranges)):
             self.blocked_keys[region.node] = "its mask does not keep queries from reading padded keys"
             return False
-        self._suffix(region)
-        return self._proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j"))
+        self._suffix()
+        return self.proved(region, and_(allowed, self._kept_at("i")), self._kept_at("j"))
 
-    def _suffix(self, region: Region) -> None:
+    def _suffix(self) -> None:
         """Causal attention without a key mask reads everything before the last kept place."""
         name = f"places_{len(self.kept.closures)}"
         self.kept.closures[name] = ("suffix", self.kept.mask)
-        why = self.unequal_keys.get(region.node.name)
-        terms = ["causal attention without a key mask", *([f"padded keys are not one key: {why}"] if why else [])]
-        self.kept.terms.append(f"every place before a kept one ({'; '.join(terms)})")
+        self.kept.terms.append("every place before a kept one (causal attention without a key mask)")
         self.kept.mask = load(name, (index("b"), index("n")), "b")
 
     def _close_empty_rows(self, region: Region) -> bool:
@@ -191,9 +191,9 @@ class Closure:
     def _kept_at(self, side: str) -> Expr:
         return substitute(self.kept.mask, {index("n"): index(side)})
 
-    def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
+    def proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
+        """Whether `premise` implies `conclusion` over the indices of `region`."""
+        self.bind(region)
         premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
         return implies(self.pull.ranges, premise, conclusion, suffix_closed=self.kept.suffix_closed)
 

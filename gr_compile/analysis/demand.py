@@ -50,7 +50,8 @@ class DemandAnalysis:
     """Packable values, their reads, and the places to keep, for one layout.
 
     `packs`: for each packed index that the graph has already, the mask of the places that it keeps. `merge`: take
-    padded keys that are equal for one key; whoever rewrites has to merge those of `equal_keys`.
+    padded keys that are equal for one key. Whoever rewrites then has to merge those of `equal_keys`; `unequal_keys`
+    says why others are not.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class DemandAnalysis:
         self.closure = Closure(pull, layout)
         self.pads = PadValues(pull, layout, places, self._region_pads(), self.closure.sequences_without)
         self.rows = PadRows(layout, self.pads)
-        self.equal_keys: dict[fx.Node, EqualKeys] = self._find_equal_keys() if merge else {}
+        self.equal_keys: dict[fx.Node, EqualKeys] = {}
+        self.unequal_keys: dict[fx.Node, str] = {}
+        if merge:
+            self._find_equal_keys()
         self.regions |= {node: equal.region for node, equal in self.equal_keys.items()}
         self.readers = Readers(pull, layout, places, self.pads, output_read, packs or {}, self.closure.named)
         self._masks = MasksInside(pull, layout)
@@ -79,11 +83,16 @@ class DemandAnalysis:
         """The places to keep."""
         return self.closure.kept
 
-    def _find_equal_keys(self) -> dict[fx.Node, EqualKeys]:
+    def _find_equal_keys(self) -> None:
         finder = EqualKeysFinder(self.pull, self.layout, self.places, self.rows, self.closure)
-        found = {node: equal for node, region in self.regions.items() if (equal := finder.of(region)) is not None}
-        self.closure.unequal_keys = finder.reasons
-        return found
+        found = {node: finder.of(region) for node, region in self.regions.items()}
+        self.equal_keys = {node: equal for node, equal in found.items() if equal is not None}
+        self.unequal_keys = finder.reasons
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether attention has padded places kept, or all of them."""
+        return bool(self.kept.suffix_closed or self.dense_keys or self.closure.blocked_keys)
 
     # ---------------------------------------------------------------------------------------------- solve
     def solve(self) -> bool:

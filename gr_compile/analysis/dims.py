@@ -99,12 +99,15 @@ class DimensionProvenance:
     def _opaque(self, node: fx.Node, value: torch.Tensor) -> list[Dim]:
         if node.target is torch.ops.aten.scaled_dot_product_attention.default:
             query, key, values = (self._dims[n] for n in node.args[:3])  # type: ignore[index]
-            for a, b, c in zip(query[:-2], key[:-2], values[:-2]):
+            lead = []
+            for position, (a, b, c) in enumerate(zip(query[:-2], key[:-2], values[:-2])):
                 self._unify(a, b)
                 self._unify(a, c)
+                size = size_expr(value.shape[position])  # one query may serve all sequences
+                lead.append(next((dim for dim in (a, b, c) if self._size(dim) == size), a))
             self._unify(key[-2], values[-2])
-            self._align_mask(ops.argument(node, 3, "attn_mask"), (*query[:-1], key[-2]))
-            return [*query[:-1], values[-1]]
+            self._align_mask(ops.argument(node, 3, "attn_mask"), (*lead, query[-2], key[-2]))
+            return [*lead, query[-2], values[-1]]
         if node.target in ops.CLASS_LOSSES:
             self._align_targets(node)
         if node.target is torch.ops.gr.pack.default:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch.fx as fx
+
 from gr_compile.analysis.closure import Closure
-from gr_compile.analysis.element import Elements
+from gr_compile.analysis.element import Elements, Indices
 from gr_compile.analysis.expr import (
     FALSE,
     TRUE,
     Expr,
+    alternatives,
     and_,
     compare,
     const,
@@ -28,11 +31,10 @@ from gr_compile.analysis.expr import (
     walk,
     where,
 )  # fmt: skip
-from gr_compile.analysis.implies import implies
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.analysis.pad_rows import PadRows
 from gr_compile.analysis.places import Places
-from gr_compile.analysis.region import Operand, Region
+from gr_compile.analysis.region import Region
 from gr_compile.analysis.region_support import blind_rows_are_zero, visible
 
 _LARGE = 1e3
@@ -62,7 +64,7 @@ class EqualKeysFinder:
 
     def __init__(self, pull: Elements, layout: TokenLayout, places: Places, rows: PadRows, closure: Closure) -> None:
         self.pull, self.layout, self.places, self.rows, self.closure = pull, layout, places, rows, closure
-        self.reasons: dict[str, str] = {}
+        self.reasons: dict[fx.Node, str] = {}
 
     def of(self, region: Region) -> EqualKeys | None:
         """What is proved of the padded keys of `region`; None where they have to stay as they are."""
@@ -76,42 +78,45 @@ class EqualKeysFinder:
         if support is None or not self.closure.computable(support):
             return None
         padded = not_(substitute(support, {index("n"): index("j")}))
-        if self._proved(region, and_(substitute(support, {index("n"): index("i")}), visible(region)), not_(padded)):
-            return None  # right padding behind a causal mask: no query that counts sees them
         causal = self._causal(region, padded)
         if causal is None:
             return None
         first = self.closure.first_without(support)
         kept = substitute(or_(support, first), {index("n"): index("j")})
         masked = where(kept, region.score, const(-math.inf, region.score.dtype), region.score.dtype)
-        sighted = not blind_rows_are_zero(region)  # `_has_a_key` has proved it
-        return EqualKeys(replace(region, score=masked, sighted=sighted), support, first, causal)
+        return EqualKeys(replace(region, score=masked, sighted=True), support, first, causal)
 
     # ------------------------------------------------------------------------------------------ one row
     def _support(self, region: Region) -> Expr | None:
         """Outside which places keys, values and what else the score reads of a key are one row; None if nowhere."""
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
+        self.closure.bind(region)
         assert region.post is not None
+        if any(part.op == "dropout" for part in walk(region.score)):
+            self.reasons[region.node] = "its scores are drawn for each key by itself"
+            return None
         loads = [part for part in walk(region.score, region.post) if part.op == "load" and "j" in part.free]
-        operands = [o for o in (region.key, region.value) if o is not None]
-        supports = [self._row_of(region, operand) for operand in operands]
-        supports += [self._row_of_load(region, part) for part in loads if part.dtype != "b"]
-        return or_(*supports) if TRUE not in supports else None
-
-    def _row_of(self, region: Region, operand: Operand) -> Expr:
-        here = self.places.read_at(operand.node, operand.indices) == (index("b"), index("j"))
-        support = self.rows.of(operand.node) if here else TRUE
-        if support is TRUE:
-            self.reasons[region.node.name] = f"{operand.node.name} differs from one padded place to another"
+        operands = [(o.node, o.indices) for o in (region.key, region.value) if o is not None]
+        operands += [(self.pull.nodes[part.args[0]], part.args[1]) for part in loads if part.dtype != "b"]
+        supports = [self._row_of(region, *operand) for operand in operands]
+        if TRUE in supports:
+            return None
+        support = or_(*supports)
+        if any("b" not in part.free for part in alternatives(support) or (support,)):
+            self.reasons[region.node] = "what they hold depends on their position"
+            return None
         return support
 
-    def _row_of_load(self, region: Region, part: Expr) -> Expr:
-        node = self.pull.nodes.get(part.args[0])
-        if node is None or self.layout.of(node) is not Layout.TOKENS:
-            self.reasons[region.node.name] = _DIFFER
-            return TRUE
-        return self._row_of(region, Operand(node, part.args[1], index("d")))
+    def _row_of(self, region: Region, node: fx.Node, indices: Indices) -> Expr:
+        reads_one = self.layout.of(node) is Layout.TOKENS and self._reads_key_alone(node, indices)
+        support = self.rows.of(node) if reads_one else TRUE
+        if support is TRUE:
+            self.reasons[region.node] = f"{node.name} differs from one padded place to another"
+        return support
+
+    def _reads_key_alone(self, node: fx.Node, indices: Indices) -> bool:
+        """At (b, j), and no other dimension at a place of its own."""
+        elsewhere = [place for place in indices if "j" in place.free]
+        return len(elsewhere) == 1 and self.places.read_at(node, indices) == (index("b"), index("j"))
 
     # --------------------------------------------------------------------------------------- who sees them
     def _causal(self, region: Region, padded: Expr) -> bool | None:
@@ -119,24 +124,24 @@ class EqualKeysFinder:
         not proved, where their weights differ otherwise, or where a row may be without any key."""
         seen = visible(region)
         before = compare("ge", index("i"), index("j"), self.pull.ranges)
-        self_attention = region.query_atom is region.key_atom
-        if self._proved(region, padded, seen):
+        same = or_(and_(seen, before), and_(not_(seen), not_(before)))
+        if self.closure.proved(region, padded, seen):
             causal = False
-        elif self_attention and self._proved(region, padded, or_(and_(seen, before), and_(not_(seen), not_(before)))):
+        elif region.query_atom is region.key_atom and self.closure.proved(region, padded, same):
             causal = True
         else:
-            self.reasons[region.node.name] = "its mask hides some padded places from some queries"
+            self.reasons[region.node] = "its mask hides some padded places from some queries"
             return None
         if not self._has_a_key(region, seen):
-            self.reasons[region.node.name] = "a query may see no key at all"
+            self.reasons[region.node] = "a query may see no key at all"
             return None
         assert region.post is not None
         score = self._decided(region, region.score, and_(padded, seen), {})
         if not _is_plain(region.post) or not self._is_equal(score):
-            self.reasons[region.node.name] = _DIFFER
+            self.reasons[region.node] = _DIFFER
             return None
         if self._is_shifted(score):
-            self.reasons[region.node.name] = "large numbers may be added to all scores of a query"
+            self.reasons[region.node] = "large numbers may be added to all scores of a query"
             return None
         return causal
 
@@ -145,7 +150,7 @@ class EqualKeysFinder:
         if seen is TRUE or blind_rows_are_zero(region):
             return True
         itself = substitute(seen, {index("j"): index("i")})
-        return region.query_atom is region.key_atom and self._proved(region, TRUE, itself)
+        return region.query_atom is region.key_atom and self.closure.proved(region, TRUE, itself)
 
     def _decided(self, region: Region, expr: Expr, premise: Expr, known: dict[Expr, Expr]) -> Expr:
         """`expr` where `premise` holds: with the conditions that it decides."""
@@ -153,7 +158,7 @@ class EqualKeysFinder:
             made = rebuild(expr, lambda part: self._decided(region, part, premise, known))
             if made.dtype == "b" and made.op != "const":
                 for answer, holds in ((TRUE, made), (FALSE, not_(made))):
-                    made = answer if self._proved(region, premise, holds) else made
+                    made = answer if self.closure.proved(region, premise, holds) else made
             known[expr] = made
         return known[expr]
 
@@ -162,13 +167,8 @@ class EqualKeysFinder:
         if "j" not in expr.free:
             return True
         if expr.op == "load":
-            return self._reads_key_alone(expr)
+            return self._reads_key_alone(self.pull.nodes[expr.args[0]], expr.args[1])
         return expr.op not in ("index", "poly") and all(map(self._is_equal, operands_of(expr.args)))
-
-    def _reads_key_alone(self, part: Expr) -> bool:
-        """One of the loads that `_support` has looked at."""
-        node = self.pull.nodes.get(part.args[0])
-        return node is not None and self.places.read_at(node, part.args[1]) == (index("b"), index("j"))
 
     def _is_shifted(self, score: Expr) -> bool:
         """Whether a number that is as large as a mask may be added to a row: scores and log(count) are lost beside it,
@@ -181,12 +181,6 @@ class EqualKeysFinder:
 
     def _is_data_of_query(self, part: Expr) -> bool:
         return part.op == "load" and "i" in part.free and self.pull.closed(self.pull.nodes[part.args[0]])
-
-    def _proved(self, region: Region, premise: Expr, conclusion: Expr) -> bool:
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
-        premise, conclusion = (substitute(e, region.definitions) for e in (premise, conclusion))
-        return implies(self.pull.ranges, premise, conclusion)
 
 
 def _has_product(expr: Expr) -> bool:

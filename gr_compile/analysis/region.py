@@ -227,6 +227,8 @@ class RegionFinder:
         q_shape, k_shape = pull.shape(query), pull.shape(key)  # type: ignore[arg-type]
         labels = "zyxw"[: len(q_shape) - 2]
         q_dims, k_dims = self.dims.of(query), self.dims.of(key)  # type: ignore[arg-type]
+        if q_shape[:-3] != k_shape[:-3] or k_shape[:-2] != pull.shape(value)[:-2]:  # type: ignore[arg-type]
+            raise Blocked("queries, keys or values of one sequence serve several", node)
         axes = _Axes(pull, dict(zip(labels, q_dims)), dict(zip(labels, q_shape)), batch)
         for name, extent in (("i", q_shape[-2]), ("j", k_shape[-2]), ("d", pull.shape(value)[-1])):  # type: ignore[arg-type]
             pull.bind(name, extent)

@@ -45,6 +45,9 @@ def _softmax(pull: Elements, node: fx.Node, indices: Indices) -> Expr:
     dim = int(node.args[1]) % len(indices)  # type: ignore[arg-type]
     if indices[dim].op != "index":
         raise Blocked("a softmax over a dimension that is read at a computed place", node)
+    last = pull.ranges.upper(indices[dim])
+    if last is not None and last is not pull.last(pull.shape(node)[dim]):
+        raise Blocked("a softmax of which a part is read: its other weights are part of the sum", node)
     logits = cast(pull.element(node.args[0], indices), pull.dtype(node))
     safe = node.target is aten._safe_softmax.default
     return make("safe_softmax" if safe else "softmax", (logits, indices[dim]), pull.dtype(node))

@@ -65,6 +65,8 @@ def _path(equal: EqualKeys) -> tuple[fx.Node, fx.Node | None] | None:
         if len(node.users) != 1 or not (views or alone) or (views and dropout is not None):
             return None
         if node.target is aten.dropout.default and node.args[2] and node.args[1] != 0:
+            if dropout is not None:
+                return None
             dropout = node
         node = ops.tensor_operands(node)[0]
     rank = ops.rank(node)
@@ -179,11 +181,7 @@ class _Keys:
         equal = spelling.equal
         self.stays = self._shaped(masks.of(or_(equal.support, equal.first)), -1)
         self.first = self._shaped(masks.of(equal.first), -1)
-        padded = masks.of(not_(equal.support))
-        if equal.causal:
-            count = editor.call(aten.cumsum.default, padded, 1)
-        else:
-            count = editor.call(aten.sum.dim_IntList, padded, [1], True)
+        count = masks.count(not_(equal.support), up_to=equal.causal)
         self.count = self._shaped(editor.call(aten.clamp_min.default, count, 1), -2)
 
     def masked(self, mask: fx.Node | None, like: fx.Node) -> fx.Node:
@@ -201,7 +199,7 @@ class _Keys:
     def softmax(self, target: Any, logits: fx.Node, dtype: torch.dtype) -> fx.Node:
         """Weights of merged keys in the given dtype; half precision goes through float32, for the logarithm."""
         editor, own = self.editor, logits.meta["val"].dtype
-        wide = torch.float32 if own in _HALF else own
+        wide = torch.promote_types(torch.promote_types(own, dtype), torch.float32)
         logits = self._open(logits if wide is own else editor.call(aten.to.dtype, logits, wide))
         larger = editor.call(aten.add.Tensor, logits, self._log_count(wide))
         merged = editor.call(aten.where.self, self.first, larger, logits)

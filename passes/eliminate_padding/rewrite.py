@@ -43,6 +43,7 @@ from gr_compile.passes.ragged import RAGGED_FACT, PackedIndex, Ragged, raggednes
 from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
+_NOT_SPELLED = "their weights are read by others, or there is no operator for their dropout"
 _SELECTIONS = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 
 
@@ -168,7 +169,8 @@ class _Attempt:
         self.declared = declared_places(self.pull, self.layout, graph_module, context.config)
         self.output_read = self._output_read()
         self.merged: list[Spelling] = []
-        self.demand = self._demand(merge=True)
+        self.unequal: list[str] = []
+        self.demand = self._demand(merge=False)
 
     def _demand(self, merge: bool) -> DemandAnalysis:
         packs = {ragged.index.flat: ragged.index.mask for ragged in self.context.facts.get(RAGGED_FACT, [])}
@@ -209,6 +211,8 @@ class _Attempt:
         misses += counter.misses
         context.facts.setdefault(RAGGED_FACT, []).append(ragged)
         places = "; ".join(self.demand.kept.terms)
+        if self.unequal and self.demand.kept.suffix_closed:
+            places += f"; padded keys are not one key: {self.unequal[0]}"
         context.report.facts[f"places kept ({self.witness.name})"] = places
         detail = f"{tokens} operators on packed tokens; kept: {places}"
         if self.merged:
@@ -218,17 +222,18 @@ class _Attempt:
     def _solve(self, context: PassContext) -> bool:
         """Whether anything can be packed: with padded keys that are equal as one key, where that leaves places out."""
         worth = self.demand.solve()
-        equal = self.demand.equal_keys
-        if not equal:
-            return worth
-        spellings = [spelling_of(keys, self.layout, context) for keys in equal.values()]
-        self.merged = [spelling for spelling in spellings if spelling is not None]
-        pays = worth and not self.demand.kept.suffix_closed and len(self.merged) == len(equal)
-        if pays and all(context.allow(f"equal keys of {node.name}", node) for node in equal):
+        if worth and not self.demand.reads_padding:
             return True
-        self.merged = []
-        self.demand = self._demand(merge=False)
-        return self.demand.solve()
+        demand = self._demand(merge=True)
+        spelled = {node: spelling_of(equal, self.layout, context) for node, equal in demand.equal_keys.items()}
+        merged = [spelling for spelling in spelled.values() if spelling is not None]
+        self.unequal = [*demand.unequal_keys.values(), *([_NOT_SPELLED] if len(merged) < len(spelled) else [])]
+        if not merged or len(merged) < len(spelled) or not demand.solve() or demand.reads_padding:
+            return worth
+        if not all(context.allow(f"equal keys of {node.name}", node) for node in spelled):
+            return worth
+        self.demand, self.merged = demand, merged
+        return True
 
     def _matters(self, node: fx.Node) -> bool:
         dtype: torch.dtype = node.meta["val"].dtype
@@ -273,7 +278,8 @@ class _Attempt:
         output = next(iter(self.graph_module.graph.find_nodes(op="output")))
         order = {node: k for k, node in enumerate(self.graph_module.graph.nodes)}
         with editor.at(before=output, like=self.witness):
-            index = self._index(options, counter)
+            masks = PlaceMasks(editor, self.pull, self.layout, self.demand.kept, self._device())
+            index = self._index(options, counter, masks)
             decided = self._decided() if options.mode != "bucket" else {}  # a bucket is filled with places not kept
             packer = Packer(editor, self.layout, self.demand.packed | self._derived(), index, decided)
             axes = {"b": (index.batch_size, 0)}
@@ -283,12 +289,12 @@ class _Attempt:
                 packer.packed(node)
             for node in nodes:  # outputs first: the row of a padded place is what the graph, as it was, makes of one
                 if output in node.users:
-                    self._exit(exits, node, output, output, index)
+                    self._exit(exits, node, output, output, masks)
             for node in nodes:
                 for user in list(node.users):
                     if user is not output and user in order and self.demand.is_exit(user):
-                        self._exit(exits, node, user, output, index)
-            made = {spelling.node: spelling.rewrite(editor, self._masks()) for spelling in self.merged}
+                        self._exit(exits, node, user, output, masks)
+            made = {spelling.node: spelling.rewrite(editor, masks) for spelling in self.merged}
         editor.sort()
         closed = {n for n in self.demand.regions if n in self.demand.packed and n not in self.demand.dense_keys}
         return Ragged(index, frozenset(made.get(node, node).name for node in closed))
@@ -326,14 +332,14 @@ class _Attempt:
             if is_floating(node) and self.layout.is_local(node) and self.layout.rest(node) and self.pull.closed(node)
         }  # fmt: skip
 
-    def _exit(self, exits: Exits, node: fx.Node, user: fx.Node, output: fx.Node, index: PackedIndex) -> None:
+    def _exit(self, exits: Exits, node: fx.Node, user: fx.Node, output: fx.Node, masks: PlaceMasks) -> None:
         if user is not output or self.output_read is TRUE:
             exits.rewrite(node, user)
             return
         editor = self.context.editor
         dense = exits.packer.unpacked(node, typed(0.0, node))
         if not implies(self.pull.ranges, self.demand.kept.mask, self.output_read):
-            mask = self._masks().of(self.output_read)
+            mask = masks.of(self.output_read)
             shaped = exits.packer.arrange_back(
                 self._with_rest(mask, node), node, [self.layout.batch, self.layout.sequence]
             )
@@ -357,13 +363,9 @@ class _Attempt:
         device: torch.device = self.witness.meta["val"].device
         return device
 
-    def _index(self, options: EliminatePadding, counter: PlaceCounter) -> PackedIndex:
-        masks = self._masks()
+    def _index(self, options: EliminatePadding, counter: PlaceCounter, masks: PlaceMasks) -> PackedIndex:
         mask = masks.of(self.demand.kept.mask)
         if options.mode == "bucket":
             mask = masks.filled(mask, options.multiple)
         flat = counter.places(mask, f"packed tokens of {self.witness.name}")
         return PackedIndex(mask, flat, *masks.sizes())
-
-    def _masks(self) -> PlaceMasks:
-        return PlaceMasks(self.context.editor, self.pull, self.layout, self.demand.kept, self._device())

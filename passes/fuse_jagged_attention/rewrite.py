@@ -106,6 +106,8 @@ class _Fuser:
         strange = {part.op for part in walk(*self._expressions()) if part.op in ("dot", "softmax", "safe_softmax")}
         if strange:
             raise Blocked(f"a {strange.pop()} inside the score", region.node)
+        if sum(part.op == "dropout" for part in walk(*self._expressions())) > 1:
+            raise Blocked("more than one dropout", region.node)
         rounded = decided_by_rounding(region, self.dims, leaves)
         if rounded is not None:
             raise Blocked("the score is compared with a value of the same products, equal to one of them", rounded)

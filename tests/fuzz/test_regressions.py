@@ -110,9 +110,25 @@ def scaled(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
     return (F.silu(self.query(x) @ self.key(x).mT * 0.1) * valid[:, None]) @ self.value(x)
 
 
+def sink(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """A column that takes its share of the sum, and is cut off."""
+    scores = (self.query(x) @ self.key(x).mT).masked_fill(~valid[:, None], -1e9)
+    weights = torch.cat([scores, self.slope.expand(*scores.shape[:-1], 1)], -1).softmax(-1)
+    return weights[..., : x.shape[1]] @ self.value(x)
+
+
+def one_query_for_all(self: Layers, x: Tensor, valid: Tensor, lengths: Tensor) -> Tensor:
+    """Queries that all sequences share: only the result has the batch."""
+    queries = heads(self.query(self.relative.weight[:3].expand(-1, 4))[None])
+    mixed = F.scaled_dot_product_attention(queries, heads(self.key(x)), heads(self.value(x)), valid[:, None, None])
+    return x + mixed.transpose(1, 2).flatten(2).sum(1, keepdim=True)
+
+
 @pytest.mark.parametrize(
-    "body", [masked_afterwards, normalised_again, smoothed, grouped_without_key_mask, bias_for_all_heads, scaled]
-)
+    "body",
+    [masked_afterwards, normalised_again, smoothed, grouped_without_key_mask, bias_for_all_heads, scaled, sink,
+     one_query_for_all],
+)  # fmt: skip
 def test_attention(body: Body) -> None:
     assert outcome(body).packed
 

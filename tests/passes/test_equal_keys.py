@@ -125,6 +125,19 @@ def times_of_queries(m: Model, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> 
     return torch.softmax((scores(q, k) - shift).masked_fill(~triangle(q.shape[2]), -math.inf), -1) @ v
 
 
+def dropped_scores(m: Model, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+    return torch.softmax(F.dropout(scores(q, k), m.dropout, m.training).masked_fill(~triangle(q.shape[2]), -1e9), -1) @ v
+
+
+def dropped_twice(m: Model, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+    weights = torch.softmax(scores(q, k).masked_fill(~triangle(q.shape[2]), -math.inf), -1)
+    return F.dropout(F.dropout(weights, m.dropout, m.training), m.dropout, m.training) @ v
+
+
+def dropped_values(m: Model, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
+    return softmax_dropout(m, q, k, F.dropout(v, m.dropout, m.training), ids)
+
+
 def renormalised(m: Model, q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
     weights = torch.softmax(scores(q, k).masked_fill(~triangle(q.shape[2]), -math.inf), -1)
     return (weights * weights) @ v
@@ -258,7 +271,7 @@ class NearMiss:
 
 
 NEAR_MISSES = {
-    "a bias by position": NearMiss(relative, "its scores, or weights, differ"),
+    "a bias by position": NearMiss(relative, "differs from one padded place to another"),
     "a window": NearMiss(window, "its mask hides some padded places from some queries"),
     "positions in the keys": NearMiss(positions, "differs from one padded place to another"),
     "queries hidden by a large number": NearMiss(hidden_queries, "attention reads padded places"),
@@ -277,6 +290,40 @@ def test_other_keys_stay_and_the_reason_is_given(name: str) -> None:
     assert not merged(made)
     said = [*(miss.reason for miss in made.misses(PACK)), *made.reports[-1].facts.values()]
     assert any(case.reason in text for text in said), said
+
+
+@pytest.mark.parametrize("attend", [dropped_scores, dropped_twice, dropped_values], ids=lambda f: f.__name__)
+def test_keys_that_are_drawn_one_by_one_stay(attend: Attend) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    made = PassBench(Model(attend, layers=1, dropout=0.3).double(), BATCHES)
+    assert not merged(made)
+
+
+def test_keys_that_are_one_row_but_for_their_position_stay() -> None:
+    """0 at place 0 alone is no padding: nothing would be left out."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Model(lambda m, q, k, v, ids: sdpa_causal(m, q, k + torch.arange(q.shape[2])[:, None] / 8, v, ids), layers=1)
+    made = PassBench(model.double(), BATCHES)
+    made.assert_parity()
+    assert not merged(made)
+
+
+def test_keys_stay_where_no_padded_one_is_read() -> None:
+    """The first places of causal attention read no others."""
+
+    class FirstPlaces(Model):
+        def forward(self, ids: Tensor, targets: Tensor, features: Tensor) -> Tensor:
+            x = (self.items(ids) + features) * (ids != 0)[..., None]
+            q, k, v = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in self.qkv[0])
+            return (x + self.attend(self, q, k, v, ids).transpose(1, 2).flatten(2))[:, :2].sum()
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    made = PassBench(FirstPlaces(sdpa_causal, layers=1).double(), BATCHES)
+    made.assert_fires(PACK, FUSE).assert_parity()
+    assert not merged(made)
 
 
 def test_weights_that_are_read_elsewhere_stay() -> None:
