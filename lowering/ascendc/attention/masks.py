@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gr_compile.analysis.expr import Expr, walk
+from gr_compile.lowering.ascendc.attention.lookups import Sides
 from gr_compile.lowering.ascendc.attention.values import PROVED, REFUTED, Value
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.ops.evaluate import operands
@@ -70,13 +71,29 @@ def _is_decidable(node: Expr, function: Function) -> bool:
     )
 
 
-def proof(masks: Mapping[Expr, Value], function: Function) -> tuple[str, Extremes]:
-    """A C++ condition that all pairs of a tile pass `masks`, "false" where there are none, and what it reads."""
-    extremes = Extremes()
-    parts = [_holds(mask, wanted == PROVED, function, extremes) for mask, wanted in masks.items()]
-    if not parts or max(len(extremes.rows), len(extremes.columns)) > _MOST:
-        return "false", Extremes()
-    return " && ".join(parts), extremes
+def proof(masks: Mapping[Expr, Value], function: Function, extremes: Extremes) -> str:
+    """A C++ condition that all pairs of a tile pass `masks`, "false" where there are none; it reads `extremes`."""
+    return _all((_holds(mask, wanted == PROVED, function, extremes) for mask, wanted in masks.items()), extremes)
+
+
+def inside(loads: Mapping[Expr, Sides], function: Function, extremes: Extremes) -> str:
+    """A C++ condition that all pairs of a tile, and what fills its last columns, read `loads` inside their tables."""
+    parts = []
+    for node, (row, key) in loads.items():
+        (low, high), (least, most) = (extremes.of(function.value(x)) for x in (row, key))
+        limit = f"4 * (o.extent{function.context.leaves.index(node.args[0])}_0 - 1)"
+        parts.append(f"{low} + padded_least({least}) >= 0 && {high} + padded_most({most}) <= {limit}")
+    return _all(parts, extremes)
+
+
+def _all(parts: Iterable[str], extremes: Extremes) -> str:
+    """All of some conditions; "false" where there are none, or too many extremes, which are forgotten then."""
+    before = len(extremes.rows), len(extremes.columns)
+    found = list(parts)
+    if max(len(extremes.rows), len(extremes.columns)) > _MOST:
+        del extremes.rows[before[0] :], extremes.columns[before[1] :]
+        return "false"
+    return " && ".join(found) or "false"
 
 
 def _holds(node: Expr, wanted: bool, function: Function, extremes: Extremes) -> str:

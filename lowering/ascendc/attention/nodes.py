@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gr_compile.analysis.expr import FLOAT_DTYPES, Expr
 from gr_compile.lowering.ascendc.attention.instructions import Register, Work
 from gr_compile.lowering.ascendc.attention.scalar import constant, place
+from gr_compile.lowering.ascendc.attention.tables import composed_load
 from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, side_groups
@@ -93,6 +94,8 @@ def _where(f: Function, node: Expr) -> Value:
     condition, left, right = node.args
     if f.known[condition] in (PROVED, REFUTED):
         chosen = left if f.known[condition] == PROVED else right
+        if chosen.op == "const":
+            return Value(text=constant(chosen, node))
         return Value(f.tile(Value(f.register(chosen, node)), chosen.dtype))
     mask = f.tile(f.known[condition], "b")
     if left.op == "const" and right.op != "const":
@@ -125,10 +128,18 @@ def _load(f: Function, node: Expr) -> Value:
     """A lookup: Gather from a table that lies in the unified buffer, else the scalar unit's loop over global memory."""
     name, indices = node.args
     at = f.context.leaves.index(name)
-    values = [f.known[x] for x in indices]
+    composed = f.context.composed(node)
+    if composed is not None:
+        return Value(composed_load(f, node, *composed))
+    row_and_key = f.inside.get(node)
+    values = [f.known[x] for x in indices] if row_and_key is None else []
     if name in f.context.resident:
-        offset = f.scalar("Muls", _flat(f, at, values), "4", "i")
-        x = f.gather(f"table{at}()", offset)
+        if row_and_key is None:
+            offset = f.scalar("Muls", _flat(f, at, values), "4", "i")
+        else:
+            offset = f.tile(_sum(f, *(f.known[x] for x in row_and_key)), "i")
+        kind = "int32_t" if node.dtype == "i" else "float"
+        x = f.gather(f.context.use(f"table{at}", kind, f.context.resident[name], leaf=at), offset)
     else:
         x = _by_scalars(f, node, at, values)
     if node.dtype == "b":

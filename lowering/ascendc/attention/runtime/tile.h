@@ -24,11 +24,12 @@ template <HardEvent event> __aicore__ inline void order() {
 struct Tile {
   int32_t rows = 0, rows8 = 0, columns = 0, width = 0, n = 0;
   bool whole = false;  // do all pairs pass the masks that masks.py proves?
+  bool inside_tables = false;  // do all pairs look values that heads share up inside their tables?
   GlobalTensor<int32_t> row_words, key_words;  // extremes of the tile's block of rows, behind its range of tiles; of its keys
   int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
   int32_t first_row = 0;                                    // of the tile, in what the core keeps
   uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
-  LocalTensor<float> arrived[8];                            // scores and gradients of weights, from the cube core; shared values
+  LocalTensor<float> arrived[16];                           // scores and gradients of weights, from the cube core; shared values; collected gradients
   TBuf<TPosition::VECCALC> memory;
 
   __aicore__ inline uint32_t take(int64_t bytes) {
@@ -73,6 +74,9 @@ struct Tile {
   __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(3 + 2 * k); }
   __aicore__ inline int64_t key_least(int k) { return key_words.GetValue(2 * k); }
   __aicore__ inline int64_t key_most(int k) { return key_words.GetValue(2 * k + 1); }
+  // With the zeros that fill a tile's last columns.
+  __aicore__ inline int64_t padded_least(int64_t x) { return columns == width ? x : least(x, 0); }
+  __aicore__ inline int64_t padded_most(int64_t x) { return columns == width ? x : most(x, 0); }
 
   // Each element of a row fills a block of `spread`, which an instruction reads for all columns.
   template <class T> __aicore__ inline void spread_out(const LocalTensor<T>& y) {

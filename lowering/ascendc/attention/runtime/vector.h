@@ -4,7 +4,7 @@ class Vector : VectorCore {
   __aicore__ inline Vector(const Operands& o) : VectorCore(o) {}
   __aicore__ inline void run() {
     pipe.InitBuffer(x.memory, (uint32_t)o.scratch);
-    if (PRODUCT) pipe.InitBuffer(in, 2, (uint32_t)(o.vr * o.c * 4));
+    if (PRODUCT) pipe.InitBuffer(in, 2, (uint32_t)(o.vr * o.c * sizeof(ST)));
     pipe.InitBuffer(out, 2, (uint32_t)(o.vr * o.c * sizeof(VT)));
     x.layout();
     tiles(*this);
@@ -14,12 +14,13 @@ class Vector : VectorCore {
       x.first_row = y;
       x.shape((int32_t)least(o.vr, rows - y), s.columns);
       int64_t at = ((group * DEPTH + slot) * o.r + from + y) * o.c;
-      if (PRODUCT) x.arrived[0] = arrive(in, o.s[at]);
+      LocalTensor<ST> scores;
+      if (PRODUCT) scores = arrive<ST>(in, o.s[at]), x.arrived[0] = scores.template ReinterpretCast<float>();
       begin_shared(s, y);
       if (s.phase < PHASES - 1) x.statistics();
       else weights(at);
       end_shared();
-      if (PRODUCT) in.FreeTensor(x.arrived[0]);
+      if (PRODUCT) in.FreeTensor(scores);
     }
   }
 

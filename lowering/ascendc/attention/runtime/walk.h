@@ -11,6 +11,7 @@ struct Step {
   int64_t row0 = 0, key0 = 0, key_tile = 0, block = 0;  // block, key_tile: of all sequences
   int64_t tile = 0;                     // of its block of rows
   bool fresh = false;                   // this core sees the tile for the first time: no head or phase before it did
+  bool first = false, last = false;     // of the heads of the item's block that this core has
   bool opens = false, closes = false;   // the first and the last step of an item
   bool begins = false, ends = false;    // of the last phase: sums start and are complete
 };
@@ -28,7 +29,7 @@ class Walk {
     s.b = b, s.h = h, s.phase = phase;
     s.row0 = q0 + (block - 1) * o.r, s.rows = (int32_t)least(o.r, q1 - s.row0);
     s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k1 - s.key0), s.key_tile = kt + tile, s.block = g - 1;
-    s.tile = tile - t0, s.fresh = fresh && phase == 0;
+    s.tile = tile - t0, s.first = fresh, s.last = last, s.fresh = fresh && phase == 0;
     s.opens = tile == t0 && phase == 0;
     s.begins = tile == t0 && phase == PHASES - 1;
     s.ends = s.closes = tile == t1 - 1 && phase == PHASES - 1;
@@ -64,11 +65,12 @@ class Walk {
       if (at < low) continue;
       tile = t0, phase = 0, going = true;
       fresh = last_block != g, last_block = g;
+      last = h + 1 == o.heads || area >= high;
       return true;
     }
   }
   const Operands& o;
-  bool going = false, fresh = false;
+  bool going = false, fresh = false, last = false;
   int64_t last_block = -1;
   int64_t low = 0, high = 0, area = 0, q0 = 0, q1 = 0, k0 = 0, k1 = 0, block = 0, blocks = 0, tiles = 0, g = 0, kt = 0, t0 = 0, t1 = 0;
   int32_t b = -1, h = 0, phase = 0;

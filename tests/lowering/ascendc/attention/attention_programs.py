@@ -106,6 +106,20 @@ PROGRAMS: dict[str, Callable[[int], Sample]] = {
 }  # fmt: skip
 
 
+IN_FLOAT32 = {"window", "gelu_dense_keys"}  # scores and weights of half-precision operands, too
+
+
+def as_autocast(fields: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Fields whose products are in `dtype`, as torch's autocast gives them, and all between them in float32."""
+    if dtype == "f32":
+        return fields
+    last = "post" if "post" in fields else "score"
+    narrow = E.cast(make("s", (), dtype), "f32")
+    return fields | {"score": E.substitute(fields["score"], {S: narrow})} | {
+        last: E.cast(E.substitute(fields[last], {S: narrow}), dtype)
+    }
+
+
 def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, d: int = 12, dv: int = 20) -> list[Any]:
     """The operands of `gr::jagged_attention` for a program; places of a sequence follow one another."""
     torch.manual_seed(len(lengths))
@@ -121,7 +135,8 @@ def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, 
     q, k = torch.randn(places.numel(), 4, d).to(dtype), torch.randn(key_places.numel(), few, d).to(dtype)
     v = torch.randn(key_places.numel(), few, dv).to(dtype)
     out = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
-    program = ScoreProgram(leaves=tuple(sample.leaves), sizes=("N",), out_dtype=out, **sample.fields)
+    fields = sample.fields if name in IN_FLOAT32 else as_autocast(sample.fields, out)
+    program = ScoreProgram(leaves=tuple(sample.leaves), sizes=("N",), out_dtype=out, **fields)
     q, k = (q, k) if sample.needs_product else (None, None)
     leaves = list(sample.leaves.values())
     return [q, k, v, leaves, offsets, places, keys, key_places, 4, [LENGTH], None, program.text()]

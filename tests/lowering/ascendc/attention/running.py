@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ from gr_compile.ops.attention_blocks import Inputs
 from gr_compile.ops.score_program import ScoreProgram
 
 MACHINE = machine("910b1")
-SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0)
+SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0, s_step=32)
 
 
 def forward(inputs: Inputs, tiling: Choice | None = SMALL, cores: int = 2) -> Tensor:
@@ -56,8 +57,7 @@ def run(kernel: Kernel, inputs: Inputs, outputs: Sequence[In | Out]) -> list[Ten
 
 def exact(found: Inputs) -> Inputs:
     """The same operands in float64, for a program that computes in float64."""
-    text = found.program.text().replace("out_dtype f16", "out_dtype f64").replace("out_dtype bf16", "out_dtype f64")
-    program = ScoreProgram.parse(text.replace("f32", "f64"))
+    program = ScoreProgram.parse(re.sub(r"\b(f32|f16|bf16)\b", "f64", found.program.text()))
     leaves = {name: x.double() if x.is_floating_point() else x for name, x in found.leaves.items()}
     q, k = (None if x is None else x.double() for x in (found.q, found.k))
     return dataclasses.replace(found, program=program, q=q, k=k, v=found.v.double(), leaves=leaves)

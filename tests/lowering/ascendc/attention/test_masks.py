@@ -10,7 +10,7 @@ from gr_compile.analysis import expr as E
 from gr_compile.analysis.expr import Expr, const, index
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
-from gr_compile.lowering.ascendc.attention.masks import proof, provable
+from gr_compile.lowering.ascendc.attention.masks import Extremes, proof, provable
 from gr_compile.lowering.ascendc.attention.values import PROVED
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.ops.evaluate import evaluate
@@ -42,7 +42,8 @@ def test_what_is_proved_of_a_tile_holds_for_all_its_pairs(
 ) -> None:
     function = _function()
     masks = provable([_where(MASKS[name])], function)
-    condition, extremes = proof(masks, function)
+    extremes = Extremes()
+    condition = proof(masks, function, extremes)
     values = {i: torch.arange(*rows).view(1, -1, 1), j: torch.arange(*keys).view(1, 1, -1)}
     columns = function.context.columns
 
@@ -70,7 +71,7 @@ def test_what_is_proved_of_a_tile_holds_for_all_its_pairs(
 def test_what_is_not_provable(mask: Expr) -> None:
     function = _function()
     found = provable([_where(mask)], function)
-    assert not found and proof(found, function)[0] == "false"
+    assert not found and proof(found, function, Extremes()) == "false"
 
 
 def test_a_mask_that_is_multiplied_with_is_provable() -> None:
