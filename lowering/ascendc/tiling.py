@@ -1,8 +1,8 @@
 """Tilings of jagged attention: what fits a machine's buffers, and which of them costs least on paper.
 
 A tile is `rows` queries by `columns` keys: scores of a tile are made by the cube core, `s_step` keys at a time, each of
-its two vector cores turns half of the rows into weights, `vector_rows` at a time, and the cube core multiplies them
-with V. Legal tilings are enumerated; every buffer is checked against the machine description. The cost is that of the
+its two vector cores turns half of the rows into weights, `vector_rows` by `vector_columns` at a time, and the cube core
+multiplies them with V. Legal tilings are enumerated; every buffer is checked against the machine description. The cost is that of the
 slowest of the units that run side by side, by the element:
 
     cube      (D + Dv) / (16 * 16 * inner)     inner: 16 of two bytes, 4 of four (inferred: a quarter of the rate)
@@ -34,7 +34,7 @@ _ROWS = (256, 192, 160, 128, 96, 64, 32, 16)
 _COLUMNS = (512, 256, 128, 64)
 _PARTS = (128, 64, 32, 16)
 _STEPS = (256, 128, 64, 32, 16)
-_VECTOR_ROWS = (96, 80, 64, 48, 32, 16, 8)
+_VECTOR_ROWS = (96, 80, 64, 48, 40, 32, 24, 16, 8)
 
 
 class DoesNotFit(ValueError):
@@ -56,8 +56,8 @@ class Demand:
             of how many rows share them.
         keys: how many a row reads on average.
         bounds: whether the hull of a row's keys has a lower and an upper end.
-        phases: how often scores are made: 2 under a softmax.
-        slopes: how often gradients of weights are made, in the backward.
+        phases: how often a tile is gone over: 2 under a softmax. Scores are made once.
+        slopes: how often gradients of weights are read, in the backward.
         score_bytes, gradient_bytes: of scores and of gradients of weights in the workspace.
         collected: sums over heads that a backward keeps there; `scatter`: what a tile costs where they reach tables,
             `strips`: whether the unified buffer holds strips of diagonals for that.
@@ -93,15 +93,8 @@ class Demand:
 
     @property
     def made(self) -> tuple[int, int]:
-        """Products of a tile over D and over Dv, as the cube makes them."""
-        return (self.phases + 2, self.slopes + 1) if self.backward else (self.phases, 1)
-
-    @property
-    def useful(self) -> float:
-        """The part of the products that would do if nothing were made twice."""
-        once = (3, 2) if self.backward else (1, 1)
-        made = self.made[0] * self.d + self.made[1] * self.dv
-        return ((once[0] if self.d else 0) * self.d + once[1] * self.dv) / max(made, 1)
+        """Products of a tile over D and over Dv."""
+        return (3, 2) if self.backward else (1, 1)
 
 
 @dataclass(frozen=True)
@@ -110,10 +103,9 @@ class Tiling:
 
     Attributes:
         d_step, c_step: how much of the inner size of Q K^T and P V lies in L0A and L0B at once.
-        s_step: keys whose scores lie in L0C at once; 0 for all of a tile.
+        s_step, vector_columns: keys whose scores lie in L0C, and that the vector code takes, at once; 0 for all of a tile.
         cube_cycles, vector_cycles, scalar_cycles, memory_cycles: of a tile; the scalar ones are among the vector ones.
         products: of the cube's cycles those that multiply.
-        useful: the part of the cube's products that would do if nothing were made twice.
     """
 
     rows: int
@@ -128,8 +120,8 @@ class Tiling:
     scalar_cycles: float = 0.0
     memory_cycles: float = 0.0
     s_step: int = 0
+    vector_columns: int = 0
     products: float = 0.0
-    useful: float = 1.0
 
     @property
     def cycles(self) -> float:
@@ -155,20 +147,21 @@ def up(x: int, to: int) -> int:
     return -(-x // to) * to
 
 
-def scratch(demand: Demand, rows: int, columns: int, vector_rows: int) -> int:
+def scratch(demand: Demand, x: Tiling) -> int:
     """Bytes of the unified buffer beside the queues: what `Program::layout` takes, in its order."""
-    tile = vector_rows * columns
+    columns = x.vector_columns or x.columns
+    tile = x.vector_rows * columns
     wide = up(max(demand.d, demand.dv), 8)
     parts = [
         demand.tiles * tile * 4,
         demand.bits * up(tile // 8, 32),
-        demand.rows * vector_rows * 4,
+        demand.rows * x.vector_rows * 4,
         demand.columns * columns * 4,
-        demand.kept_rows * up(rows // 2, 8) * 4,
-        demand.kept_columns * columns * 4,
-        vector_rows * 32,
+        demand.kept_rows * up(x.rows // 2, 8) * 4,
+        demand.kept_columns * x.columns * 4,
+        x.vector_rows * 32,
         demand.tables,
-        8 * up(vector_rows + columns, 8) * 4 if demand.strips else 0,
+        8 * up(x.vector_rows + columns, 8) * 4 if demand.strips else 0,
         64 * wide + 256 if 4 in (demand.v_bytes, demand.qk_bytes) else 0,
     ]
     return sum(up(x, 32) for x in parts)
@@ -186,14 +179,14 @@ def solve(demand: Demand, machine: Machine) -> Tiling:
         name, beyond = max(_overflow(smallest, machine).items(), key=lambda x: x[1])
         raise DoesNotFit(
             f"{machine.name}: {name} overflows by {beyond} bytes at the smallest tile, "
-            f"{smallest.rows} x {smallest.columns}, {smallest.vector_rows} rows at a time"
+            f"{smallest.rows} x {smallest.columns}, {smallest.vector_rows} x {smallest.vector_columns} at a time"
         )
     best = min(found, key=lambda x: (x.cycles / (x.rows * x.columns), -x.rows, -x.columns))
     full = max(machine_share(best, machine).items(), key=lambda x: x[1])
     busy = {"cube": best.products, "vector": best.vector_cycles - best.scalar_cycles,
             "scalar": best.scalar_cycles, "memory": best.memory_cycles}  # fmt: skip
     reason = (
-        f"{best.rows} x {best.columns}, {best.vector_rows} rows at a time, is the cheapest of {len(found)} tilings "
+        f"{best.rows} x {best.columns}, {best.vector_rows} x {best.vector_columns} at a time, is the cheapest of {len(found)} tilings "
         f"that fit {machine.name}: bound by {best.bound}; of the time "
         f"{', '.join(f'{unit} {cycles / best.cycles:.0%}' for unit, cycles in busy.items() if cycles)}; "
         f"fullest buffer {full[0]}, {full[1]:.0%}"
@@ -225,7 +218,7 @@ def _candidates(demand: Demand, machine: Machine) -> Iterator[Tiling]:
             continue
         for step in _STEPS:  # the longest that L0A and L0B hold
             d_step, c_step = min(step, up(max(demand.d, 16), 16)), min(step, columns)
-            shape = Tiling(rows, columns, 8, d_step, c_step, {}, 0.0, 0.0, s_step=part, useful=demand.useful)
+            shape = Tiling(rows, columns, 8, d_step, c_step, {}, 0.0, 0.0, s_step=part, vector_columns=columns)
             buffers = _buffers(demand, shape)
             if all(buffers[x] <= capacity[x] for x in ("L0A", "L0B")):
                 break
@@ -242,13 +235,13 @@ def _costed(shape: Tiling, demand: Demand, machine: Machine) -> Iterator[Tiling]
     bandwidth = machine.l2_bandwidth / cores / (machine.megahertz * 1e6)
     memory = traffic(demand, rows, columns, cores) / bandwidth
     products, starts = _cube_cycles(demand, shape)
-    for some in _VECTOR_ROWS:
-        if some > max(rows // 2, 8):
+    for some, wide in itertools.product(_VECTOR_ROWS, _COLUMNS):
+        if some > max(rows // 2, 8) or wide > columns:
             continue
-        edge, whole = (_vector_cycles(x, rows, columns, some) for x in (demand.edge, demand.whole))
+        tiling = replace(shape, vector_rows=some, vector_columns=wide)
+        edge, whole = (_vector_cycles(x, tiling) for x in (demand.edge, demand.whole))
         vector = share * edge + (1 - share) * whole + demand.phases * _HAND_OVER / 2
-        vector += _vector_cycles(demand.share + demand.scatter, rows, columns, some) * first
-        tiling = replace(shape, vector_rows=some)
+        vector += _vector_cycles(demand.share + demand.scatter, tiling) * first
         yield replace(
             tiling, buffers=_buffers(demand, tiling), cube_cycles=products + starts, vector_cycles=vector,
             scalar_cycles=scalar, memory_cycles=memory, products=products,
@@ -266,11 +259,12 @@ def _cube_cycles(demand: Demand, shape: Tiling) -> tuple[float, float]:
     return shape.rows * shape.columns * each / 256, loads * _START
 
 
-def _vector_cycles(work: Work, rows: int, columns: int, vector_rows: int) -> float:
+def _vector_cycles(work: Work, x: Tiling) -> float:
     """Of one of the two vector cores, a tile."""
-    half, wide = rows / 2, columns / _LANES
-    starts = -(-half // vector_rows) * (work.issues + work.strips * wide + work.lines * vector_rows)
-    return half * wide * work.passes + starts * _START + half * columns * work.scalars
+    half, strips = x.rows / 2, x.vector_columns / _LANES
+    parts = -(-half // x.vector_rows) * x.columns / x.vector_columns
+    starts = parts * (work.issues + work.strips * strips + work.lines * x.vector_rows)
+    return half * x.columns / _LANES * work.passes + starts * _START + half * x.columns * work.scalars
 
 
 def _edges(demand: Demand, rows: int, columns: int) -> float:
@@ -292,10 +286,10 @@ def _buffers(demand: Demand, shape: Tiling) -> dict[str, int]:
 def _forward_buffers(demand: Demand, x: Tiling) -> dict[str, int]:
     """Bytes of runtime/vector.h and cube.h."""
     d, dv, q, v = up(demand.d, 16), up(demand.dv, 16), demand.qk_bytes, demand.v_bytes
-    has, tile = demand.d > 0, x.vector_rows * x.columns
+    has, tile = demand.d > 0, x.vector_rows * x.vector_columns
     queues = 2 * tile * (demand.score_bytes * has + 4 * demand.shared) + 2 * up(tile * v, 32)
     return {
-        "UB": scratch(demand, x.rows, x.columns, x.vector_rows) + queues,
+        "UB": scratch(demand, x) + queues,
         "L1": 2 * (has * (x.rows + x.s_step) * d * q + (dv + x.rows) * x.c_step * v),
         "L0A": 2 * max(has * x.rows * x.d_step * q, x.rows * x.c_step * v),
         "L0B": 2 * max(has * x.s_step * x.d_step * q, dv * x.c_step * v),
@@ -307,11 +301,11 @@ def _backward_buffers(demand: Demand, x: Tiling) -> dict[str, int]:
     """Bytes of runtime/gradients.h and backward_cube.h."""
     d, dv, q, v = up(demand.d, 16), up(demand.dv, 16), demand.qk_bytes, demand.v_bytes
     has, most, wide = demand.d > 0, max(q, v), max(d, dv)
-    tile, turned = x.vector_rows * x.columns, max(x.rows, x.s_step) * wide * 4
+    tile, turned = x.vector_rows * x.vector_columns, max(x.rows, x.s_step) * wide * 4
     held = has * (x.rows + x.columns) * d * q + x.rows * dv * v
     queues = 2 * (has * demand.score_bytes + demand.gradient_bytes + 4 * demand.shared) + 4 + 4 * demand.collected
     return {
-        "UB": scratch(demand, x.rows, x.columns, x.vector_rows) + queues * tile,
+        "UB": scratch(demand, x) + queues * tile,
         "L1": 3 * held + 2 * x.s_step * (dv * v + x.rows * most) + (turned if most == 4 else 0),
         "L0A": 2 * max(x.rows * x.d_step, max(x.rows, x.s_step) * x.c_step) * most,
         "L0B": 2 * max(x.s_step * x.d_step, wide * x.c_step) * most,

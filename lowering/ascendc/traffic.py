@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 def traffic(demand: Demand, rows: int, columns: int, cores: int) -> float:
     """Bytes of a tile, both ways."""
     pairs, first = rows * columns, first_visits(demand, rows, cores)
-    scores = demand.phases * (bool(demand.d) * 2 * demand.score_bytes) + demand.slopes * 2 * demand.gradient_bytes
-    shared = 4 * demand.shared * (1 + first) + 4 * demand.collected * (1 + first)
-    keys = columns * (demand.phases * (demand.d * demand.qk_bytes + 4 * 2 * demand.kept_columns))
+    scores = bool(demand.d) * (1 + demand.phases) * demand.score_bytes
     if demand.backward:
-        keys += columns * (demand.slopes * demand.dv * demand.v_bytes + 4 * (demand.d + demand.dv))
-    else:
-        keys += columns * demand.dv * demand.v_bytes
+        scores += (1 + demand.slopes) * demand.gradient_bytes
+    shared = 4 * demand.shared * (1 + first) + 4 * demand.collected * (1 + first)
+    keys = columns * (demand.d * demand.qk_bytes + demand.dv * demand.v_bytes + demand.phases * 8 * demand.kept_columns)
+    if demand.backward:
+        keys += columns * (4 * (demand.d + demand.dv) + (demand.phases > 1) * demand.d * demand.qk_bytes)
     tiles = max(demand.keys / columns, 1)  # of a block of rows: what is of rows is moved once for all of them
     return pairs * (scores + _weights(demand) + shared) + keys + rows * _of_rows(demand) / tiles
 

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const
+from gr_compile.analysis.expr import TORCH_DTYPE, Expr, is_const, walk
 from gr_compile.lowering.ascendc.attention.call import LEAF, Call
 from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction, Register, Work
 from gr_compile.lowering.ascendc.attention.masks import Extremes
@@ -31,7 +31,7 @@ from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.lowering.cpu.stages import wanted_leaves
 from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
 from gr_compile.ops.attention_reference import plan
-from gr_compile.ops.evaluate import reads_block
+from gr_compile.ops.evaluate import SPECIAL, reads_block
 from gr_compile.ops.score_program import HEAD
 
 
@@ -85,22 +85,32 @@ class Backward(Printer):
     def functions(self, given: Given) -> dict[str, list[Instruction]]:
         found = {}
         if self.program.post is not None:
-            found["statistics"] = self.statistics(given)
-            found["inner"] = self._inner(given)
+            found["statistics"] = self.statistics(given, self._beside if self._merges() else None)
+            if not self._merges():
+                found["inner"] = self._inner(given)
         return {**found, "gradients": self._last(given)}
+
+    def _merges(self) -> bool:
+        """Can the sum of dP P be made beside the statistics: is it linear in the softmax?"""
+        slope = self.softmax_slope
+        return slope is None or not any(x.op in SPECIAL for x in walk(slope))
+
+    def _beside(self, f: Function, x: Register) -> None:
+        """Add dsm times the exponentials `x` to the rows INNER, which become the sum of dsm sm."""
+        work = (f.binary("Mul", x, self._weighted(f)), f.emit("", "row"))
+        f.instructions.append(Instruction("add_to_rows(INNER, {0:f}, {1:f});", None, work, work=_TO_ROWS))
 
     def _inner(self, given: Given) -> list[Instruction]:
         f = self.function(given)
-        weighted = self._weighted(f, self.softmax(f))
-        work = (weighted, f.emit("", "row"))
+        sm = self.softmax(f)
+        work = (f.binary("Mul", sm, self._weighted(f)), f.emit("", "row"))
         f.instructions.append(Instruction("add_to_rows(INNER, {0:f}, {1:f});", None, work, work=_TO_ROWS))
         return f.instructions
 
-    def _weighted(self, f: Function, sm: Register) -> Register:
-        """dsm * sm, of an own register."""
-        slope = self.softmax_slope
-        given = self._gradient(f)
-        return f.binary("Mul", sm, given if slope is None else self._times(f, given, slope))
+    def _weighted(self, f: Function) -> Register:
+        """dsm: the gradient of the softmax."""
+        given, slope = self._gradient(f), self.softmax_slope
+        return given if slope is None else self._times(f, given, slope)
 
     def _gradient(self, f: Function) -> Register:
         """The gradient of a tile's weights, from the cube core, in float32."""
@@ -125,15 +135,15 @@ class Backward(Printer):
         last = unrounded(program.score if program.post is None else program.post, self.v_dtype)
         if program.post is None:
             weights = f.tile(f.value(last), last.dtype)
+            self._give_weights(f, weights)
             score_gradient = self._gradient(f)
         else:
             sm = self.softmax(f)
             weights = f.tile(f.value(last), last.dtype)
-            weighted = self._weighted(f, sm)
-            shared = f.emit("MulRow({d:f}, {0:f}, given_row<float>(INNER));", "tile", sm, work=BESIDE)
-            score_gradient = f.binary("Sub", weighted, shared)
-        if self.needs["v"]:
-            self._give(f, "VT", "p", "pt", weights)
+            self._give_weights(f, weights)
+            weighted = self._weighted(f)
+            less = f.emit("SubRow({d:f}, {0:f}, given_row<float>(INNER));", "tile", weighted, work=BESIDE)
+            score_gradient = f.binary("Mul", sm, less)
         if self.product_slope is not None:
             self._give(f, "QT", "ds", "dst", self._times(f, score_gradient, self.product_slope))
         sums, given_away = {"row": 0, "column": 0}, set[int]()
@@ -159,12 +169,16 @@ class Backward(Printer):
             f.instructions.append(Instruction(text, None, (copy, *work), work=cost))
         return f.instructions
 
+    def _give_weights(self, f: Function, weights: Register) -> None:
+        if self.needs["v"]:
+            self._give(f, "VT", "p", "pt", weights)
+
     def _give(self, f: Function, kind: str, to: str, turned: str, tile: Register) -> None:
-        work, places = f.emit("", "tile"), f.emit("", "row")
-        text = f"give<{kind}>(o.{to}, o.{turned}, {{0:f}}, {{1:f}}, {{2:i}});"
-        size = (self.call.v_dtype if kind == "VT" else self.call.qk_dtype).itemsize
-        cost = PASS + (Work(passes=1, issues=1, strips=64) if size == 4 else Work())
-        f.instructions.append(Instruction(text, None, (tile, work, places), work=cost))
+        f.instructions.append(Instruction(f"give<{kind}>(o.{to}, {{0:f}});", None, (tile,), work=PASS))
+        if (self.call.v_dtype if kind == "VT" else self.call.qk_dtype).itemsize == 4:
+            work = (tile, f.emit("", "tile"), f.emit("", "row"))
+            cost = Work(passes=1, issues=1, strips=64)
+            f.instructions.append(Instruction(f"turn(o.{turned}, {{0:f}}, {{1:f}}, {{2:i}});", None, work, work=cost))
 
     def _collections(self) -> list[tuple[bool, Expr]]:
         """Gradients that loads of pairs have in common, of which no head differs in its places."""
@@ -227,7 +241,8 @@ class Backward(Printer):
         return {
             "INNER": rows + 2, "ROW_SUMS": rows + (0 if self.program.post is None else 3),
             "COLUMN_SUMS_AT": len(self.columns) + len(self.head_columns), "NEEDS_V": int(self.needs["v"]),
-            "GRADIENTS_FROM": 0 if self.program.post is None else 1, "SLOPES": int(self.product_slope is not None),
+            "GRADIENTS_FROM": int(self.program.post is not None and not self._merges()),
+            "SLOPES": int(self.product_slope is not None),
         }  # fmt: skip
 
     def members(self) -> list[str]:
@@ -291,7 +306,7 @@ class Backward(Printer):
         wide = {"v": call.v_dtype.itemsize == 4, "q": bool(call.d) and call.qk_dtype.itemsize == 4}
         blocks, key_tiles = "(q_rows // r + batch)", "(k_rows // c + batch)"
         return {
-            **common, "g": ("GT", slots), "ds": ("QT", slots if call.d else "0"),
+            **common, "g": ("GT", "cores * s_slots * r * c"), "ds": ("QT", slots if call.d else "0"),
             "pt": ("float", slots if wide["v"] else "0"), "dst": ("float", slots if wide["q"] else "0"),
             "grad_t": ("float", f"{blocks} * heads * dv * r" if wide["v"] else "0"),
             "qt": ("float", f"{blocks} * q_heads * d * r" if wide["q"] else "0"),

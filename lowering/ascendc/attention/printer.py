@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -26,7 +26,8 @@ from gr_compile.lowering.ascendc.attention.lookups import Sides, sides, steps_of
 from gr_compile.lowering.ascendc.attention.masks import Extremes, inside, proof, provable
 from gr_compile.lowering.ascendc.attention.operands_text import entry, operands, read_runtime, run
 from gr_compile.lowering.ascendc.attention.program_text import program
-from gr_compile.lowering.ascendc.attention.scalar import Scalars
+from gr_compile.lowering.ascendc.attention.scalar import Scalars, literal
+from gr_compile.lowering.ascendc.attention.scaling import scaled
 from gr_compile.lowering.ascendc.attention.sharing import making, reached, shared_values
 from gr_compile.lowering.ascendc.attention.values import HALF, Context, Value
 from gr_compile.lowering.ascendc.attention.vector import Function
@@ -41,8 +42,9 @@ from gr_compile.ops.score_program import HEAD
 
 _RESIDENT = 32768  # bytes of a leaf up to which it lies in the unified buffer
 _MOST_CELLS = 4096  # of a bucket's table, which the scalar unit writes one by one
-_STATISTICS = Work(passes=4, issues=12, strips=3)  # of softmax.h
-_NORMALISE = Work(passes=2, issues=5, strips=1)
+_STATISTICS = Work(passes=3, issues=9, strips=2)  # of softmax.h
+_SUMS = Work(passes=1, issues=2, strips=1)
+_NORMALISE = Work(passes=2, issues=2, strips=1)
 _EXPECTED_SEQUENCES, _EXPECTED_KEYS = 16, 2048  # where only a call will tell
 _PLACE = (0, sizes.PLACES - 1)  # positions and sizes: assumed, and every column that is made of them is checked
 
@@ -240,21 +242,44 @@ class Printer(ABC):
             function.known[product] = Value(function.arrived(0, self.score_type))
         return function
 
-    def statistics(self, given: Given) -> list[Instruction]:
-        """The first phase of a softmax: every row's largest score and sum of exponentials so far."""
+    def _score(self, f: Function) -> tuple[Register, str, float]:
+        """Scores, a block with a number that they are still to be multiplied with, or "", and the number.
+
+        The register may be overwritten: nothing else is made of it.
+        """
+        number, inner = scaled(self.program.score)
+        x = f.tile(f.value(inner), inner.dtype)
+        if number == 1 or x.fixed is not None:
+            number, x = 1.0, f.tile(f.value(self.program.score), self.program.score.dtype)
+        f.forget(x)
+        fill = [f"Duplicate(scale(), {literal(number)}, 8);"]
+        return x, self.context.use("scale", "float", 8, fill) if number != 1 else "", number
+
+    def statistics(self, given: Given, inner: Callable[[Function, Register], None] | None = None) -> list[Instruction]:
+        """The first phase of a softmax: every row's largest score and sum of exponentials so far.
+
+        `inner` adds what is summed beside them of the exponentials, in their register, to the rows INNER.
+        """
         f = self.function(given)
-        score = f.tile(f.value(self.program.score), self.program.score.dtype)
-        work, rows = f.emit("", "tile"), (f.emit("", "row"), f.emit("", "row"))
-        text = "gather_statistics({0:f}, {1:f}, {2:f}, {3:f});"
-        f.instructions.append(Instruction(text, None, (score, work, *rows), work=_STATISTICS))
+        x, block, number = self._score(f)
+        work, now, scale = f.emit("", "tile"), f.emit("", "row"), f.emit("", "row")
+        text = (
+            f"begin_statistics<{str(bool(block)).lower()}>({{0:f}}, {{1:f}}, {{2:f}}, {{3:f}}, {block or '{1:f}'}, "
+            f"{literal(number)}, {-1 if inner is None else 'INNER'});"
+        )
+        f.instructions.append(Instruction(text, None, (x, work, now, scale), work=_STATISTICS))
+        if inner is not None:
+            inner(f, x)
+        f.instructions.append(Instruction("end_statistics({0:f}, {1:f});", None, (x, now), work=_SUMS))
         return f.instructions
 
     def softmax(self, f: Function) -> Register:
         """The softmax, from the statistics, in a later phase."""
         assert self.program.softmax is not None
-        score = f.tile(f.value(self.program.score), self.program.score.dtype)
-        sm = f.emit("normalise({d:f}, {0:f}, {1:f});", "tile", score, f.emit("", "row"), work=_NORMALISE)
-        found = f.known[self.program.softmax] = f.rounded(sm, self.program.softmax)
+        x, block, _ = self._score(f)
+        text = f"normalise<{str(bool(block)).lower()}>({{0:f}}, {block or '{0:f}'});"
+        f.instructions.append(Instruction(text, None, (x,), work=_NORMALISE))
+        found = f.known[self.program.softmax] = f.rounded(x, self.program.softmax)
         assert found.register is not None
         return found.register
 

@@ -45,9 +45,9 @@ def program(printer: Printer) -> str:
 def _layout(printer: Printer) -> str:
     need = printer.demand()
     takes = [
-        f"tiles_at = take({need.tiles} * o.vr * o.c * 4);",
-        f"bits_at = take({need.bits} * up(o.vr * o.c / 8, 32));",
-        f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.c * 4);",
+        f"tiles_at = take({need.tiles} * o.vr * o.vc * 4);",
+        f"bits_at = take({need.bits} * up(o.vr * o.vc / 8, 32));",
+        f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.vc * 4);",
         f"given_rows_at = take({need.kept_rows} * up(o.r / 2, 8) * 4);",
         f"given_columns_at = take({need.kept_columns} * o.c * 4);", "spread_at = take(o.vr * 32);",
     ]  # fmt: skip
@@ -57,13 +57,13 @@ def _layout(printer: Printer) -> str:
     members += [_getter(x.name, f"{x.name}_at", x.count, x.kind) for x in tables]
     takes += [f"{x.name}_at = take({4 * x.count});" for x in tables]
     if printer.run_rows:
-        length = "8 * up(o.vr + o.c, 8)"
+        length = "8 * up(o.vr + o.vc, 8)"
         takes.append(f"strips_at = take({length} * 4);")
         members.append("uint32_t strips_at;")
         members.append(
             f"__aicore__ inline LocalTensor<float> strips() {{ return piece<float>(strips_at, {length}); }}"
         )
-    shape = "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    shape = "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.vc, given_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
     transpose = ["if (sizeof(VT) == 4 || sizeof(QT) == 4) transpose_at = take(64 * up(most(o.d, o.dv), 8) + 256);"]
     return "\n".join([*members, "__aicore__ inline void layout() {", shape, *takes, *transpose, "}"])
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 DEPTH = 3  # tiles under way; walk of runtime/cube.h
 PLACES = 1 << 24  # positions, sizes and sequences are below
 _ROWS = 1 << 30
+_MOST_KEPT_TILES = 64  # of a block of rows whose scores several phases read; those of longer ones are made again
 _MOST_SHARED_TILES = 64  # of a block of rows; shared values of further tiles are made every time
 COMMON = (
     *("batch", "heads", "q_rows", "k_rows", "q_heads", "k_heads", "v_heads", "d", "dv"),
-    *("r", "c", "vr", "s_step", "d_step", "c_step", "left", "right", "shared_tiles", "cores", "scratch"),
+    *("r", "c", "vr", "vc", "s_step", "d_step", "c_step", "left", "right", "kept", "s_slots", "shared_tiles", "cores", "scratch"),
 )
 Part = tuple[str, str]
 
@@ -49,14 +50,17 @@ def fields(printer: Printer) -> list[str]:
 def formulas(printer: Printer, tiling: Tiling) -> list[Formula]:
     """Of the tiling's fields, `blocks`, `workspace`, and the limits."""
     call = printer.call
-    need = scratch(printer.demand(), tiling.rows, tiling.columns, tiling.vector_rows)
+    phases = len(printer.listings)
+    need = scratch(printer.demand(), tiling)
     texts: dict[str, object] = {
         "batch": "size(query_offsets, 0) - 1", "heads": call.heads, "q_rows": "size(query_positions, 0)",
         "k_rows": "size(key_positions, 0)", "q_heads": call.q_heads, "k_heads": call.k_heads, "v_heads": call.v_heads,
-        "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows,
+        "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows, "vc": tiling.vector_columns or tiling.columns,
         "s_step": tiling.s_step or tiling.columns, "d_step": tiling.d_step, "c_step": tiling.c_step,
         "left": tiling.buffers["L0A"] // 2,
         "right": tiling.buffers["L0B"] // 2, "cores": "cube_cores", "scratch": need,
+        "kept": f"min(k_rows // c + 1, {_MOST_KEPT_TILES})" if phases > 1 else "0",
+        "s_slots": f"kept + {DEPTH * (3 if phases > 1 else 1)}",
         "shared_tiles": f"min(k_rows // c + 1, {_MOST_SHARED_TILES})",
     }  # fmt: skip
     found = [Formula(name, str(texts[name])) for name in COMMON]
@@ -122,7 +126,7 @@ def common_parts(printer: Printer) -> dict[str, Part]:
         "status": ("int32_t", "16 * cores"),
         "row_columns": ("int32_t", f"({rows} + {len(printer.head_rows)} * heads) * q_rows"),
         "key_columns": ("int32_t", f"({columns} + {len(printer.head_columns)} * heads) * k_rows"),
-        "s": ("ST", slots if printer.call.d else "0"), "p": ("VT", slots),
+        "s": ("ST", "cores * s_slots * r * c" if printer.call.d else "0"), "p": ("VT", slots),
         "shared": ("float", f"cores * (shared_tiles + 1) * {len(printer.shared)} * r * c"),
         "collected": ("float", f"cores * (shared_tiles + 1) * {printer.collected()} * r * c"),
     }  # fmt: skip

@@ -120,6 +120,11 @@ class Function(OperandsFirst[Value]):
             self.widened[at] = self.emit(text, "tile", work=PASS)
         return self.widened[at]
 
+    def forget(self, register: Register) -> None:
+        """No value lies in a register any more: it is about to be overwritten. What is asked for again is made again."""
+        self.known = {node: value for node, value in self.known.items() if value.register != register}
+        self.widened = {at: value for at, value in self.widened.items() if value != register}
+
     def choose(self, mask: Register, x: Register, y: Register) -> Register:
         """x where the bits are set, else y."""
         text = "Select({d:f}, {0:b}, {1:f}, {2:f}, SELMODE::VSEL_TENSOR_TENSOR_MODE, n);"

@@ -23,7 +23,7 @@ class Cube {
     SyncAll<false>();
   }
   __aicore__ inline void scores(const Step& s, int slot) {
-    int64_t at = (group * DEPTH + slot) * o.r * o.c;
+    int64_t at = (group * o.s_slots + s.slot) * o.r * o.c;
     Held& held = ring[slot];
     if (s.opens) {
       item.gradients = g1.AllocTensor<VT>();
@@ -38,16 +38,19 @@ class Cube {
         q1.EnQue(item.queries);
         item.queries = q1.DeQue<QT>();
       }
-      item.keys = k1.AllocTensor<QT>();
-      for (int32_t x = 0; x < s.columns; x += (int32_t)o.s_step)
+      if (needs_keys(s)) item.keys = k1.AllocTensor<QT>();
+      for (int32_t x = 0; x < s.columns && needs_keys(s); x += (int32_t)o.s_step)
         copy_rows(item.keys[x * up(o.d, 16)], o.k[((s.key0 + x) * o.k_heads + head_k(o, s.h)) * o.d], part(s, x), (int32_t)o.d, o.k_heads * o.d);
-      k1.EnQue(item.keys);
-      item.keys = k1.DeQue<QT>();
+      if (needs_keys(s)) {
+        k1.EnQue(item.keys);
+        item.keys = k1.DeQue<QT>();
+      }
     }
     held = item;
     for (int32_t x = 0; x < s.columns; x += (int32_t)o.s_step) {
-      if constexpr (PRODUCT) square<ST>(o.s[at + x], held.queries, held.keys[x * up(o.d, 16)], s, x, o.d);
-      if (GRADIENTS_FROM > s.phase) continue;
+      if constexpr (PRODUCT)
+        if (makes_scores(s)) square<ST>(o.s[at + x], held.queries, held.keys[x * up(o.d, 16)], s, x, o.d);
+      if (!makes_gradients(s)) continue;
       LocalTensor<VT> v = v1.AllocTensor<VT>();
       copy_rows(v, o.v[((s.key0 + x) * o.v_heads + head_v(o, s.h)) * o.dv], part(s, x), (int32_t)o.dv, o.v_heads * o.dv);
       v1.EnQue(v);
@@ -55,6 +58,7 @@ class Cube {
       square<GT>(o.g[at + x], held.gradients, v, s, x, o.dv);
       v1.FreeTensor(v);
     }
+    if (!makes_gradients(s)) order<HardEvent::MTE2_FIX>();  // what is multiplied of t - 3 has been read
     CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
   }
   __aicore__ inline void outputs(const Step& s, int slot) {
@@ -67,7 +71,7 @@ class Cube {
     }
     if (SLOPES && s.ends) give_queries(s);
     if constexpr (PRODUCT) {
-      k1.FreeTensor(held.keys);
+      if (needs_keys(s)) k1.FreeTensor(held.keys);
       if (s.closes) q1.FreeTensor(held.queries);
     }
     if (s.closes) g1.FreeTensor(held.gradients);
@@ -78,6 +82,9 @@ class Cube {
     LocalTensor<QT> queries, keys;
     LocalTensor<VT> gradients;
   };
+  __aicore__ inline bool makes_scores(const Step& s) { return !s.kept || s.phase == 0; }
+  __aicore__ inline bool makes_gradients(const Step& s) { return s.kept ? s.phase == GRADIENTS_FROM : s.phase >= GRADIENTS_FROM; }
+  __aicore__ inline bool needs_keys(const Step& s) { return makes_scores(s) || s.phase == PHASES - 1; }
   __aicore__ inline int32_t part(const Step& s, int32_t x) { return (int32_t)least(o.s_step, s.columns - x); }
   template <class To, class T>
   __aicore__ inline void square(const GlobalTensor<To>& to, const LocalTensor<T>& a, const LocalTensor<T>& b, const Step& s, int32_t x, int64_t width) {

@@ -81,7 +81,8 @@ __aicore__ inline void add_steps(const LocalTensor<float>& x, const LocalTensor<
       LocalTensor<uint16_t> free = beyond;
       beyond = next, next = free;
     }
-    for (int32_t m = n / 64; m > 1; m -= m / 2) Add(work, work, work[(m - m / 2) * 64], m / 2 * 64);
+    for (int32_t m = 1; m < n / 64; m += 255)  // repeat after repeat to the first 64
+      Add(work, work[m * 64], work, (uint64_t)64, (int32_t)least(255, n / 64 - m), BinaryRepeatParams(1, 1, 1, 0, 8, 0));
     BlockReduceSum(work, work, 1, 64, 1, 1, 8);
     Add(sums[k * 8], sums[k * 8], work, 8);
   }

@@ -19,13 +19,17 @@ class Cube {
   }
   __aicore__ inline void scores(const Step& s, int slot) {
     if constexpr (!PRODUCT) return CrossCoreSetFlag<2, PIPE_MTE2>(SCORES);
+    if (s.kept && s.phase) {
+      order<HardEvent::MTE2_FIX>();  // weights of t - 3 have been read; the flags of a core come from one pipe, in order
+      return given(s);
+    }
     if (s.opens) {
       LocalTensor<QT> q = q1.AllocTensor<QT>();
       copy_rows(q, o.q[(s.row0 * o.q_heads + head_q(o, s.h)) * o.d], s.rows, (int32_t)o.d, o.q_heads * o.d);
       q1.EnQue(q);
       queries = q1.DeQue<QT>();
     }
-    int64_t at = (group * DEPTH + slot) * o.r * o.c;
+    int64_t at = (group * o.s_slots + s.slot) * o.r * o.c;
     for (int32_t x = 0; x < s.columns; x += (int32_t)o.s_step) {
       int32_t some = (int32_t)least(o.s_step, s.columns - x);
       LocalTensor<QT> k = k1.AllocTensor<QT>();
@@ -40,8 +44,7 @@ class Cube {
       write_rows<ST>(o.s[at + x], sums, s.rows, some, o.c);
       s0.FreeTensor(sums);
     }
-    if (s.closes) q1.FreeTensor(queries);
-    CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
+    given(s);
   }
   __aicore__ inline void outputs(const Step& s, int slot) {
     CrossCoreWaitFlag(WEIGHTS);
@@ -71,6 +74,10 @@ class Cube {
   }
 
  private:
+  __aicore__ inline void given(const Step& s) {
+    if (s.closes) q1.FreeTensor(queries);
+    CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
+  }
   const Operands& o;
   TPipe pipe;
   Product product;

@@ -27,7 +27,8 @@ struct Tile {
   bool inside_tables = false;  // do all pairs look values that heads share up inside their tables?
   GlobalTensor<int32_t> row_words, key_words;  // extremes of the tile's block of rows, behind its range of tiles; of its keys
   int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
-  int32_t first_row = 0;                                    // of the tile, in what the core keeps
+  int32_t first_row = 0, first_column = 0;                  // of the tile, in what the core keeps
+  int32_t given_columns = 0;
   uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
   LocalTensor<float> arrived[16];                           // scores and gradients of weights, from the cube core; shared values; collected gradients
   TBuf<TPosition::VECCALC> memory;
@@ -54,7 +55,7 @@ struct Tile {
   template <class T> __aicore__ inline LocalTensor<T> kept_row(int k) { return piece<T>(given_rows_at + k * given_rows * 4, given_rows); }
   template <class T> __aicore__ inline LocalTensor<T> given_row(int k) { return kept_row<T>(k)[first_row]; }
   template <class T> __aicore__ inline LocalTensor<T> given_column(int k) {
-    return piece<T>(given_columns_at + k * most_columns * 4, most_columns);
+    return piece<T>(given_columns_at + k * given_columns * 4, given_columns)[first_column];
   }
   template <class T> __aicore__ inline LocalTensor<T> given_tile(int k) { return arrived[k].ReinterpretCast<T>(); }
   template <class T> __aicore__ inline LocalTensor<T> spread() { return piece<T>(spread_at, most_rows * 8); }

@@ -4,7 +4,7 @@ class VectorCore {
  protected:
   __aicore__ inline VectorCore(const Operands& o) : o(o), x(o) {}
   template <class Core> __aicore__ inline void tiles(Core& core) {
-    if (SHARED) pipe.InitBuffer(in_shared, 2, (uint32_t)(SHARED * o.vr * o.c * 4));
+    if (SHARED) pipe.InitBuffer(in_shared, 2, (uint32_t)(SHARED * o.vr * o.vc * 4));
     x.load_tables();
     Columns columns(o, x);
     columns.run();
@@ -30,16 +30,23 @@ class VectorCore {
   // Where a tile of what heads share lies, in halves of tiles; the last place is of all tiles that have no room.
   __aicore__ inline int64_t kept(const Step& s) { return GetBlockIdx() * (o.shared_tiles + 1) + least(s.tile, o.shared_tiles); }
   __aicore__ inline int64_t half() { return o.r / 2 * o.c; }
+  // Where what the vector code has of a tile at a time lies there, in one piece.
+  __aicore__ inline int64_t within_half() { return x.first_row * o.c + x.first_column * x.rows; }
+  // The next part of a tile for the vector code: rows y ... and columns c ...
+  __aicore__ inline void part(const Step& s, int32_t rows, int32_t y, int32_t c) {
+    x.first_row = y, x.first_column = c;
+    x.shape((int32_t)least(o.vr, rows - y), (int32_t)least(o.vc, s.columns - c));
+  }
   // What all heads share of rows y ... of a tile: made where this core comes to it first, or has no room to keep it.
-  __aicore__ inline void begin_shared(const Step& s, int32_t y) {
+  __aicore__ inline void begin_shared(const Step& s) {
     if (!SHARED) return;
-    x.shared_at = kept(s) * SHARED * half() + y * o.c, x.shared_step = half();
+    x.shared_at = kept(s) * SHARED * half() + within_half(), x.shared_step = half();
     if (s.fresh || s.tile >= o.shared_tiles) x.share();
     shared = in_shared.AllocTensor<float>();
-    for (int k = 0; k < SHARED; k++) DataCopy(shared[k * o.vr * o.c], o.shared[x.shared_at + k * half()], x.n);
+    for (int k = 0; k < SHARED; k++) DataCopy(shared[k * o.vr * o.vc], o.shared[x.shared_at + k * half()], x.n);
     in_shared.EnQue(shared);
     shared = in_shared.DeQue<float>();
-    for (int k = 0; k < SHARED; k++) x.arrived[2 + k] = shared[k * o.vr * o.c];
+    for (int k = 0; k < SHARED; k++) x.arrived[2 + k] = shared[k * o.vr * o.vc];
   }
   __aicore__ inline void end_shared() {
     if (SHARED) in_shared.FreeTensor(shared);
@@ -77,9 +84,10 @@ class VectorCore {
     }
     order<HardEvent::MTE2_V>();
     for (int k = MOST; k < MOST + KEPT_SUMS; k++) Duplicate(x.kept_row<float>(k), 0.0f, x.given_rows);
-    if (PHASES > 1) Duplicate(x.kept_row<float>(MOST), -3.4028234663852886e38f, x.given_rows);
+    if (PHASES > 1) Duplicate(x.kept_row<float>(MOST), 3.4028234663852886e38f, x.given_rows);
   }
   __aicore__ inline void columns_of(const Step& s) {
+    x.first_column = 0;
     x.shape(1, s.columns);
     for (int k = 0; k < COLUMN_VALUES + HEAD_COLUMN_VALUES && x.width != x.columns; k++)
       Duplicate(x.given_column<int32_t>(k), (int32_t)0, x.width);

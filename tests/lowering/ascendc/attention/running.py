@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from gr_compile.ops.score_program import ScoreProgram
 
 MACHINE = machine("910b1")
 SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0, s_step=32)
+WIDE = replace(SMALL, columns=128, vector_columns=64)  # that the vector code takes in parts
 
 
 def forward(inputs: Inputs, tiling: Choice | None = SMALL, cores: int = 2) -> Tensor:

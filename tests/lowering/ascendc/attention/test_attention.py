@@ -11,7 +11,7 @@ import pytest
 import torch
 from attention_programs import PROGRAMS, operands
 from program_generator import Shapes, generate
-from running import MACHINE, SMALL, backward, distance, exact, forward, run
+from running import MACHINE, SMALL, WIDE, backward, distance, exact, forward, run
 from torch import Tensor
 
 from gr_compile.lowering.ascendc.attention.call import Call
@@ -19,6 +19,7 @@ from gr_compile.lowering.ascendc.attention.forward import Forward
 from gr_compile.lowering.ascendc.functional_model import Out
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.ops.attention_backward import attention_backward
+from gr_compile.ops.attention_blocks import Inputs
 from gr_compile.ops.attention_reference import attention
 from gr_compile.ops.jagged_attention import inputs_of
 
@@ -43,12 +44,31 @@ def test_gradients(name: str, dtype: torch.dtype) -> None:
     found = inputs_of(*operands(name, LENGTHS, dtype))
     out = attention(exact(found))
     grad = torch.randn(out.shape).to(dtype)
-    wide = exact(found)
+    for got, want in zip(backward(found, grad), _gradients(found, grad), strict=True):
+        assert distance(got, want) < WITHIN[dtype]
+
+
+def _gradients(found: Inputs, grad: Tensor) -> list[Tensor]:
+    """In float64."""
     floats = [x.is_floating_point() for x in found.leaves.values()]
     needs = [found.q is not None, found.k is not None, True, *floats]
-    wanted = [x for x, need in zip(attention_backward(wide, grad.double(), needs), needs) if need]
-    for got, want in zip(backward(found, grad), wanted, strict=True):
-        assert distance(got, want) < WITHIN[dtype]
+    return [x for x, need in zip(attention_backward(exact(found), grad.double(), needs), needs) if need]
+
+
+LONG = [200, 3, 65]  # items of several tiles, whose scores stay in the workspace between phases
+PARTS = [("silu_rab_time", LENGTHS), ("softmax", LONG), ("window", LONG)]
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"), [pytest.param(*x, marks=[] if x[0] == "softmax" else pytest.mark.slow) for x in PARTS]
+)
+def test_tiles_that_the_vector_code_takes_in_parts(name: str, lengths: list[int]) -> None:
+    found = inputs_of(*operands(name, lengths))
+    out = attention(exact(found))
+    grad = torch.randn(out.shape)
+    assert distance(forward(found, WIDE), out) < 1e-5
+    for got, want in zip(backward(found, grad, WIDE), _gradients(found, grad), strict=True):
+        assert distance(got, want) < 1e-5
 
 
 @pytest.mark.slow
