@@ -1,9 +1,9 @@
 """Tilings of jagged attention: what fits a machine's buffers, and which of them costs least on paper.
 
 A tile is `rows` queries by `columns` keys: scores of a tile are made by the cube core, `s_step` keys at a time, each of
-its two vector cores turns half of the rows into weights, `vector_rows` by `vector_columns` at a time, and the cube core
-multiplies them with V. Legal tilings are enumerated; every buffer is checked against the machine description. The cost is that of the
-slowest of the units that run side by side, by the element:
+its two vector cores turns half of the rows into weights, `vector_rows` by `vector_columns` at a time, and the cube
+core multiplies them with V. Legal tilings are enumerated; every buffer is checked against the machine description. The
+cost is that of the slowest of the units that run side by side, by the element:
 
     cube      (D + Dv) / (16 * 16 * inner)     inner: 16 of two bytes, 4 of four (inferred: a quarter of the rate)
     vector    passes / 64 / 2                  two cores, 64 elements a cycle; passes of the printed instructions
@@ -103,9 +103,10 @@ class Tiling:
 
     Attributes:
         d_step, c_step: how much of the inner size of Q K^T and P V lies in L0A and L0B at once.
-        s_step, vector_columns: keys whose scores lie in L0C, and that the vector code takes, at once; 0 for all of a tile.
+        s_step, vector_columns: keys whose scores lie in L0C, and that the vector code takes, at once; 0: all of a tile.
         cube_cycles, vector_cycles, scalar_cycles, memory_cycles: of a tile; the scalar ones are among the vector ones.
         products: of the cube's cycles those that multiply.
+        needed: the part of the pairs that lie in their row's hull; a tile's other pairs are work as well.
     """
 
     rows: int
@@ -122,6 +123,7 @@ class Tiling:
     s_step: int = 0
     vector_columns: int = 0
     products: float = 0.0
+    needed: float = 1.0
 
     @property
     def cycles(self) -> float:
@@ -181,13 +183,13 @@ def solve(demand: Demand, machine: Machine) -> Tiling:
             f"{machine.name}: {name} overflows by {beyond} bytes at the smallest tile, "
             f"{smallest.rows} x {smallest.columns}, {smallest.vector_rows} x {smallest.vector_columns} at a time"
         )
-    best = min(found, key=lambda x: (x.cycles / (x.rows * x.columns), -x.rows, -x.columns))
+    best = min(found, key=lambda x: (x.cycles / (x.rows * x.columns * x.needed), -x.rows, -x.columns))
     full = max(machine_share(best, machine).items(), key=lambda x: x[1])
     busy = {"cube": best.products, "vector": best.vector_cycles - best.scalar_cycles,
             "scalar": best.scalar_cycles, "memory": best.memory_cycles}  # fmt: skip
     reason = (
-        f"{best.rows} x {best.columns}, {best.vector_rows} x {best.vector_columns} at a time, is the cheapest of {len(found)} tilings "
-        f"that fit {machine.name}: bound by {best.bound}; of the time "
+        f"{best.rows} x {best.columns}, {best.vector_rows} x {best.vector_columns} at a time, is the cheapest "
+        f"of {len(found)} tilings that fit {machine.name}: bound by {best.bound}; of the time "
         f"{', '.join(f'{unit} {cycles / best.cycles:.0%}' for unit, cycles in busy.items() if cycles)}; "
         f"fullest buffer {full[0]}, {full[1]:.0%}"
     )
@@ -244,7 +246,7 @@ def _costed(shape: Tiling, demand: Demand, machine: Machine) -> Iterator[Tiling]
         vector += _vector_cycles(demand.share + demand.scatter, tiling) * first
         yield replace(
             tiling, buffers=_buffers(demand, tiling), cube_cycles=products + starts, vector_cycles=vector,
-            scalar_cycles=scalar, memory_cycles=memory, products=products,
+            scalar_cycles=scalar, memory_cycles=memory, products=products, needed=_needed(demand, rows, columns),
         )  # fmt: skip
 
 
@@ -265,6 +267,13 @@ def _vector_cycles(work: Work, x: Tiling) -> float:
     parts = -(-half // x.vector_rows) * x.columns / x.vector_columns
     starts = parts * (work.issues + work.strips * strips + work.lines * x.vector_rows)
     return half * x.columns / _LANES * work.passes + starts * _START + half * x.columns * work.scalars
+
+
+def _needed(demand: Demand, rows: int, columns: int) -> float:
+    """The part of the pairs of a block's tiles that lie in the hull: tiles begin anywhere and end with their block."""
+    low, high = demand.bounds
+    beyond = (low * (rows + columns) + high * rows) / 2
+    return demand.keys / (demand.keys + beyond)
 
 
 def _edges(demand: Demand, rows: int, columns: int) -> float:

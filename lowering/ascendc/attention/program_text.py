@@ -9,7 +9,7 @@ import torch
 from gr_compile.analysis.expr import Expr, const
 from gr_compile.lowering.ascendc.attention.call import LEAF
 from gr_compile.lowering.ascendc.attention.operands_text import read_runtime
-from gr_compile.lowering.ascendc.attention.scalar import CXX
+from gr_compile.lowering.ascendc.attention.scalar import CXX, Scalars
 from gr_compile.lowering.ascendc.attention.values import Table
 from gr_compile.lowering.ascendc.tiling import up
 from gr_compile.lowering.cpu.lanes import INT64
@@ -63,7 +63,10 @@ def _layout(printer: Printer) -> str:
         members.append(
             f"__aicore__ inline LocalTensor<float> strips() {{ return piece<float>(strips_at, {length}); }}"
         )
-    shape = "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.vc, given_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    shape = (
+        "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.vc, "
+        "given_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    )
     transpose = ["if (sizeof(VT) == 4 || sizeof(QT) == 4) transpose_at = take(64 * up(most(o.d, o.dv), 8) + 256);"]
     return "\n".join([*members, "__aicore__ inline void layout() {", shape, *takes, *transpose, "}"])
 
@@ -96,15 +99,17 @@ def _begin(printer: Printer) -> str:
     for at, node in enumerate(printer.context.columns.uniforms):
         value = scalars.value(node)
         stores.append(f"uniform{at} = {value};")
-        stores += _check_range(printer, node, value)
+        stores += _check_range(printer, node, scalars)
     return "\n".join(["__aicore__ inline void begin(int64_t b, int64_t h) {", *scalars.lines, *stores, "}"])
 
 
-def _check_range(printer: Printer, node: Expr, value: str) -> list[str]:
-    interval = printer.context.lanes.interval(node) if node.dtype == "i" else INT64
+def _check_range(printer: Printer, node: Expr, scalars: Scalars) -> list[str]:
+    """Is a whole number, or one that a float stands for, what instructions were proved for?"""
+    whole = node.args[0] if node.op == "cast" and node.args[0].dtype == "i" else node
+    interval = printer.context.lanes.interval(whole) if whole.dtype == "i" else INT64
     if interval == INT64:
         return []
-    low, high = interval
+    value, (low, high) = scalars.value(whole), interval
     return [f"fits = fits && {value} >= {low}LL && {value} <= {high}LL;"]
 
 
@@ -126,7 +131,7 @@ def _side(printer: Printer, name: str, indices: str, index: Expr, nodes: list[Ex
     for at, node in enumerate(nodes):
         value = scalars.value(node)
         kind = "int32_t" if node.dtype == "i" else "float"
-        stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *_check_range(printer, node, value)]
+        stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *_check_range(printer, node, scalars)]
     arguments = ", ".join(f"int64_t {x}" for x in indices.split(", "))
     head = f"__aicore__ inline bool {name}({arguments}, int32_t y) {{"
     return "\n".join([head, "bool fits = true;", *scalars.lines, *stores, "return fits;", "}"])
@@ -146,15 +151,15 @@ def _extremes(printer: Printer) -> list[str]:
     """What is kept of a block of rows, and of a tile of keys: extremes, steps of values; and what they prove."""
     lines = []
     for side, first, to, slots, runs in (
-        ("row", 2, "kept_row", printer.extreme_rows, printer.run_rows),
-        ("key", 0, "given_column", printer.extreme_columns, printer.run_columns),
+        ("row", "FIRST_WORD + ", "kept_row", printer.extreme_rows, printer.run_rows),
+        ("key", "", "given_column", printer.extreme_columns, printer.run_columns),
     ):
         parameters = "const LocalTensor<int32_t>& words, int32_t count, bool fresh"
         lines.append(f"__aicore__ inline void {side}_extremes({parameters}) {{")
         for at, slot in enumerate(slots):
-            lines.append(f"extremes(words, {first + 2 * at}, {to}<int32_t>({slot}), count, fresh);")
+            lines.append(f"extremes(words, {first}{2 * at}, {to}<int32_t>({slot}), count, fresh);")
         for at, slot in enumerate(runs, len(slots)):
-            lines.append(f"run_of(words, {first + 2 * at}, {to}<int32_t>({slot}), count, fresh);")
+            lines.append(f"run_of(words, {first}{2 * at}, {to}<int32_t>({slot}), count, fresh);")
         lines.append("}")
     proofs = (("proved", printer.proof), ("inside", printer.inside))
     return [*lines, *(f"__aicore__ inline bool {name}() {{ return {text}; }}" for name, text in proofs)]

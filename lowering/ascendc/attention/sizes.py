@@ -28,7 +28,8 @@ _MOST_KEPT_TILES = 64  # of a block of rows whose scores several phases read; th
 _MOST_SHARED_TILES = 64  # of a block of rows; shared values of further tiles are made every time
 COMMON = (
     *("batch", "heads", "q_rows", "k_rows", "q_heads", "k_heads", "v_heads", "d", "dv"),
-    *("r", "c", "vr", "vc", "s_step", "d_step", "c_step", "left", "right", "kept", "s_slots", "shared_tiles", "cores", "scratch"),
+    *("r", "c", "vr", "vc", "s_step", "d_step", "c_step", "left", "right"),
+    *("kept", "s_slots", "shared_tiles", "cores", "scratch"),
 )
 Part = tuple[str, str]
 
@@ -55,7 +56,8 @@ def formulas(printer: Printer, tiling: Tiling) -> list[Formula]:
     texts: dict[str, object] = {
         "batch": "size(query_offsets, 0) - 1", "heads": call.heads, "q_rows": "size(query_positions, 0)",
         "k_rows": "size(key_positions, 0)", "q_heads": call.q_heads, "k_heads": call.k_heads, "v_heads": call.v_heads,
-        "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows, "vc": tiling.vector_columns or tiling.columns,
+        "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows,
+        "vc": tiling.vector_columns or tiling.columns,
         "s_step": tiling.s_step or tiling.columns, "d_step": tiling.d_step, "c_step": tiling.c_step,
         "left": tiling.buffers["L0A"] // 2,
         "right": tiling.buffers["L0B"] // 2, "cores": "cube_cores", "scratch": need,
@@ -133,8 +135,8 @@ def common_parts(printer: Printer) -> dict[str, Part]:
 
 
 def block_words(printer: Printer) -> int:
-    """Of a block of rows in the list of blocks: its first and last tile, extremes, and by how much values step."""
-    return up(2 + 2 * len(printer.extreme_rows) + 2 * len(printer.run_rows), 8)
+    """Of a block of rows in the list of blocks: its tiles and last key, extremes, and by how much values step."""
+    return up(3 + 2 * len(printer.extreme_rows) + 2 * len(printer.run_rows), 8)
 
 
 def key_words(printer: Printer) -> int:

@@ -22,7 +22,7 @@ from gr_compile.analysis.expr import BINARY, UNARY, Expr
 from gr_compile.lowering.ascendc.attention import functions
 from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction, Register, Shape, Work, work_of
 from gr_compile.lowering.ascendc.attention.lookups import Steps
-from gr_compile.lowering.ascendc.attention.nodes import RULES
+from gr_compile.lowering.ascendc.attention.nodes import RULES, real_sides
 from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, number
 from gr_compile.lowering.ascendc.attention.tables import bucket_by_cells, bucket_by_steps
 from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Context, Value
@@ -96,6 +96,10 @@ class Function(OperandsFirst[Value]):
         name = "SpreadRow" if x.shape == "row" else "SpreadColumn"
         return self.emit(f"{name}({{d:{view}}}, {{0:{view}}});", "tile", x, work=BESIDE)
 
+    def side(self, value: Value) -> Register:
+        """A number of a row or of a key; a number of neither as a tile of float32."""
+        return self.tile(value, "f32") if value.register is None else value.register
+
     def tile(self, value: Value, dtype: str) -> Register:
         """A value as a tile; a mask as bits."""
         view = "i" if dtype == "i" else "f"
@@ -121,7 +125,7 @@ class Function(OperandsFirst[Value]):
         return self.widened[at]
 
     def forget(self, register: Register) -> None:
-        """No value lies in a register any more: it is about to be overwritten. What is asked for again is made again."""
+        """A register is about to be overwritten: its values are made again where they are asked for again."""
         self.known = {node: value for node, value in self.known.items() if value.register != register}
         self.widened = {at: value for at, value in self.widened.items() if value != register}
 
@@ -163,6 +167,9 @@ class Function(OperandsFirst[Value]):
             return (bucket[1].argument,)
         if node in self.inside:
             return self.inside[node]
+        real = real_sides(node, self.context.lanes, self.given)
+        if real is not None:
+            return real
         composed = self.context.composed(node)
         return operands(node) if composed is None else (composed[1].argument,)
 

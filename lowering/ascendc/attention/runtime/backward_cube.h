@@ -58,9 +58,9 @@ class Cube {
       square<GT>(o.g[at + x], held.gradients, v, s, x, o.dv);
       v1.FreeTensor(v);
     }
-    if (!makes_gradients(s)) order<HardEvent::MTE2_FIX>();  // what is multiplied of t - 3 has been read
     CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
   }
+  // What is multiplied has been read when dV and dK of it are written: the flag of scores comes after that.
   __aicore__ inline void outputs(const Step& s, int slot) {
     CrossCoreWaitFlag(WEIGHTS);
     Held& held = ring[slot];

@@ -8,10 +8,7 @@ __aicore__ inline void collect(int k, const LocalTensor<float>& tile_) {
   DataCopy(w, tile_, n);
   out.EnQue(w);
   w = out.DeQue<float>();
-  if (!first_head) {
-    PipeBarrier<PIPE_MTE3>();  // the first head's tile is there
-    SetAtomicAdd<float>();
-  }
+  if (!first_head) SetAtomicAdd<float>();  // `out` has one buffer: what an earlier head wrote is there
   DataCopy(o.collected[collected_at + k * collected_step], w, n);
   if (!first_head) SetAtomicNone();
   out.FreeTensor(w);
@@ -29,7 +26,7 @@ __aicore__ inline void run_of(const LocalTensor<int32_t>& words, int32_t at, con
   words.SetValue(at, step);
   words.SetValue(at + 1, before);
 }
-__aicore__ inline bool rows_step(int k, int32_t by) { return steps_by(row_words.GetValue(2 + 2 * EXTREME_ROWS + 2 * k), by); }
+__aicore__ inline bool rows_step(int k, int32_t by) { return steps_by(row_words.GetValue(FIRST_WORD + 2 * EXTREME_ROWS + 2 * k), by); }
 __aicore__ inline bool keys_step(int k, int32_t by) { return steps_by(key_words.GetValue(2 * EXTREME_COLUMNS + 2 * k), by); }
 __aicore__ inline bool steps_by(int32_t step, int32_t by) { return step == by || step == NONE; }
 // A tile whose rows read a table one element further left each: row after row is added to the strip of its shift modulo

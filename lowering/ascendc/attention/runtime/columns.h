@@ -58,7 +58,8 @@ class Columns {
     bool empty = first >= last;
     words.SetValue(0, empty ? 0 : (int32_t)(first / o.c));
     words.SetValue(1, empty ? 0 : (int32_t)((last + o.c - 1) / o.c));
-    copy_out(o.blocks[g * BLOCK_WORDS], words, 2 + 2 * (EXTREME_ROWS + RUN_ROWS));
+    words.SetValue(2, (int32_t)last);
+    copy_out(o.blocks[g * BLOCK_WORDS], words, FIRST_WORD + 2 * (EXTREME_ROWS + RUN_ROWS));
     if (sizeof(QT) == 4 && BACKWARD && PRODUCT) transpose(o.q.ReinterpretCast<float>(), o.q_heads, o.d, row0, (int32_t)(row1 - row0), o.qt, g, o.r);
     if (sizeof(VT) == 4 && BACKWARD) transpose(o.grad.ReinterpretCast<float>(), o.heads, o.dv, row0, (int32_t)(row1 - row0), o.grad_t, g, o.r);
     if (empty && !BACKWARD) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);

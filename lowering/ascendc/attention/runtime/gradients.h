@@ -51,7 +51,7 @@ class Vector : VectorCore {
   }
   // What the heads of a tile have collected reaches the tables.
   __aicore__ inline void scatter() {
-    order<HardEvent::MTE3_MTE2>();
+    order<HardEvent::MTE3_MTE2>();  // collected
     LocalTensor<float> all = in_c.AllocTensor<float>();
     for (int k = 0; k < COLLECTED; k++) DataCopy(all[k * o.vr * o.vc], o.collected[x.collected_at + k * x.collected_step], x.n);
     in_c.EnQue(all);
@@ -62,7 +62,6 @@ class Vector : VectorCore {
     }
     x.scatter();
     in_c.FreeTensor(all);
-    order<HardEvent::MTE2_MTE3>();  // the next block's first head writes there
   }
   // Sums in global memory start at zero.
   __aicore__ inline void clear() {

@@ -21,6 +21,7 @@ template <HardEvent event> __aicore__ inline void order() {
 
 // A tile: `rows` of `width` elements, of which `columns` are meant; width is a multiple of 64, so that every count is
 // one that Compare takes. Rows and columns of a tile are padded to 8 and to `width`.
+constexpr int FIRST_WORD = 3;  // of a block's extremes, behind its first tile, its end in tiles, and its end in keys
 struct Tile {
   int32_t rows = 0, rows8 = 0, columns = 0, width = 0, n = 0;
   bool whole = false;  // do all pairs pass the masks that masks.py proves?
@@ -71,8 +72,8 @@ struct Tile {
     words.SetValue(at, low);
     words.SetValue(at + 1, high);
   }
-  __aicore__ inline int64_t row_least(int k) { return row_words.GetValue(2 + 2 * k); }
-  __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(3 + 2 * k); }
+  __aicore__ inline int64_t row_least(int k) { return row_words.GetValue(FIRST_WORD + 2 * k); }
+  __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(FIRST_WORD + 1 + 2 * k); }
   __aicore__ inline int64_t key_least(int k) { return key_words.GetValue(2 * k); }
   __aicore__ inline int64_t key_most(int k) { return key_words.GetValue(2 * k + 1); }
   // With the zeros that fill a tile's last columns.

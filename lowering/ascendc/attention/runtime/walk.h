@@ -2,6 +2,8 @@
 // and in each item tiles of keys. Cores share the items by area: what a core has begins and ends at an equal part of all
 // tiles, so that a causal sequence's short rows go to fewer cores than its long ones.
 //
+// The last tile of a block ends where its hull does.
+//
 // Where scores are needed in several phases they are made in the first one and stay in the workspace until the item ends,
 // unless it has more tiles than there is room for. An item of one or two tiles has places that the next two items leave
 // alone, since vector cores may still read them.
@@ -36,7 +38,7 @@ class Walk {
     if (!going && !next_item()) return false;
     s.b = b, s.h = h, s.phase = phase;
     s.row0 = q0 + (block - 1) * o.r, s.rows = (int32_t)least(o.r, q1 - s.row0);
-    s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k1 - s.key0), s.key_tile = kt + tile, s.block = g - 1;
+    s.key0 = k0 + tile * o.c, s.columns = (int32_t)least(o.c, k0 + last_key - s.key0), s.key_tile = kt + tile, s.block = g - 1;
     s.kept = PHASES > 1 && t1 - t0 <= o.kept;
     s.slot = !s.kept ? o.kept + SHORT * DEPTH + steps % DEPTH : t1 - t0 > SHORT ? tile - t0 : o.kept + items % DEPTH * SHORT + tile - t0;
     steps++;
@@ -59,7 +61,7 @@ class Walk {
       k0 = o.key_offsets.GetValue(b), k1 = o.key_offsets.GetValue(b + 1);
       block = 0, blocks = (q1 - q0 + o.r - 1) / o.r, tiles = (k1 - k0 + o.c - 1) / o.c;
     }
-    t0 = o.blocks.GetValue(g * BLOCK_WORDS), t1 = o.blocks.GetValue(g * BLOCK_WORDS + 1);
+    t0 = o.blocks.GetValue(g * BLOCK_WORDS), t1 = o.blocks.GetValue(g * BLOCK_WORDS + 1), last_key = o.blocks.GetValue(g * BLOCK_WORDS + 2);
     block++, g++;
     return true;
   }
@@ -83,7 +85,7 @@ class Walk {
   }
   const Operands& o;
   bool going = false, fresh = false, last = false;
-  int64_t last_block = -1, items = 0, steps = 0;
+  int64_t last_key = 0, last_block = -1, items = 0, steps = 0;
   int64_t low = 0, high = 0, area = 0, q0 = 0, q1 = 0, k0 = 0, k1 = 0, block = 0, blocks = 0, tiles = 0, g = 0, kt = 0, t0 = 0, t1 = 0;
   int32_t b = -1, h = 0, phase = 0;
   int64_t tile = 0;
