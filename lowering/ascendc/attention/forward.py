@@ -1,6 +1,7 @@
 """The forward kernel of `gr::jagged_attention`; its parameters are those of printer.py, with `out` behind sizes.
 
-A softmax goes over the keys twice: statistics first, weights then, so that the program behind it may be anything.
+A softmax goes over the keys twice: statistics first, weights then, so that the program behind it may be anything. Its
+scores are made once, and stay in the workspace in between.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Scatter:
             f"{', '.join(self._range(f, steps))});"
         )
         several = touched(steps, self.keys) - 1
-        cost = Work(passes=2 + 3 * several, issues=10 + 12 * several)
+        cost = Work(passes=2 + 3 * several, issues=4 + 7 * several)  # of add_steps
         f.instructions.append(Instruction(text, None, (tile, number, work, *bits), work=cost))
 
     def _range(self, f: Function, steps: Steps) -> tuple[str, str]:

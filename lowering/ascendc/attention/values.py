@@ -56,6 +56,7 @@ class Table:
     leaf: int | None = None
 
 
+ONE = Value(text="1.0f")  # of a mask that is multiplied with
 PROVED, REFUTED = Value(text="true"), Value(text="false")  # a mask that holds for every pair of a tile, or for none
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gr_compile.analysis.expr import BINARY, UNARY, Expr
 from gr_compile.lowering.ascendc.attention import functions
@@ -25,7 +26,7 @@ from gr_compile.lowering.ascendc.attention.lookups import Steps
 from gr_compile.lowering.ascendc.attention.nodes import RULES, real_sides
 from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, number
 from gr_compile.lowering.ascendc.attention.tables import bucket_by_cells, bucket_by_steps
-from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Context, Value
+from gr_compile.lowering.ascendc.attention.values import HALF, ONE, PROVED, REFUTED, Context, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, reads_block
 from gr_compile.ops.program_walk import OperandsFirst
@@ -34,6 +35,13 @@ COUNT: Mapping[Shape, str] = {"tile": "n", "row": "rows8", "column": "width"}
 BESIDE = Work(passes=1, issues=1, strips=1)  # Brcb of a row, and an instruction for every 64 columns
 ROUND = Work(passes=2, strips=8)  # two Casts of 16 columns' elements at a time
 _VECTOR_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
+
+
+_K = TypeVar("_K")
+
+
+def _without(register: Register, values: dict[_K, Register]) -> dict[_K, Register]:
+    return {key: value for key, value in values.items() if value != register}
 
 
 @dataclass
@@ -127,7 +135,9 @@ class Function(OperandsFirst[Value]):
     def forget(self, register: Register) -> None:
         """A register is about to be overwritten: its values are made again where they are asked for again."""
         self.known = {node: value for node, value in self.known.items() if value.register != register}
-        self.widened = {at: value for at, value in self.widened.items() if value != register}
+        self.one_plus_exp, self.silu = _without(register, self.one_plus_exp), _without(register, self.silu)
+        self.products, self.places = _without(register, self.products), _without(register, self.places)
+        self.widened = _without(register, self.widened)
 
     def choose(self, mask: Register, x: Register, y: Register) -> Register:
         """x where the bits are set, else y."""
@@ -244,6 +254,8 @@ class Function(OperandsFirst[Value]):
         if node.op not in _VECTOR_BINARY:
             return self.rounded(functions.power(self, node), node)
         a, b = self.known[left], self.known[right]
+        if node.op == "mul" and ONE in (a, b) and (a.register or b.register) is not None:
+            return self.rounded(self.register(right if a == ONE else left, node), node)
         if b.register is None and a.register is not None:
             found = self._with_scalar(node, a.register, constant(right, node) if right.op == "const" else b.text)
         elif a.register is None and b.register is not None:

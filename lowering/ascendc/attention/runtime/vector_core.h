@@ -60,7 +60,9 @@ class VectorCore {
       Duplicate(s, (T)0.0f, x.n);
       order<HardEvent::V_MTE2>();
     }
-    DataCopyPad(s, from, DataCopyExtParams((uint16_t)x.rows, (uint32_t)(x.columns * sizeof(T)), (uint32_t)((o.c - x.columns) * sizeof(T)), (uint32_t)(x.width - blocks) / C0, 0),
+    DataCopyPad(s, from,
+                DataCopyExtParams((uint16_t)x.rows, (uint32_t)(x.columns * sizeof(T)), (uint32_t)((o.c - x.columns) * sizeof(T)),
+                                  (uint32_t)(x.width - blocks) / C0, 0),
                 DataCopyPadExtParams<T>(true, 0, (uint8_t)(blocks - x.columns), (T)0.0f));
     queue.EnQue(s);
     return queue.template DeQue<T>();

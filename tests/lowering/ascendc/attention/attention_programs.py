@@ -83,6 +83,14 @@ def _targets(batch: int) -> Sample:
     return Sample({"score": score, "key_high": E.add(i, const(1))}, leaves)
 
 
+def _valid_keys(batch: int) -> Sample:
+    """A mask of keys that is multiplied with: whole tiles pass it, and the last keys of a long sequence do not."""
+    mask = E.and_(CAUSAL, E.not_(E.eq0(load("valid", [b, j], "i"))))
+    score = E.binary("mul", _over_n(E.unary("silu", S)), E.cast(mask, "f32"), "f32")
+    valid = (torch.arange(LENGTH) < 66).long().expand(batch, LENGTH).contiguous()
+    return Sample({"score": score, "key_high": E.add(i, const(1))}, {"valid": valid})
+
+
 def _fuxi_position(batch: int) -> Sample:
     return Sample({"score": _masked(CAUSAL, _position()), "key_high": E.add(i, const(1))},
                   {"position": torch.randn(2 * LENGTH - 1)}, needs_product=False)  # fmt: skip
@@ -102,6 +110,7 @@ def _gelu_dense_keys(batch: int) -> Sample:
 
 PROGRAMS: dict[str, Callable[[int], Sample]] = {
     "silu_rab_time": _silu_rab_time, "softmax": _softmax, "window": _window, "targets": _targets,
+    "valid_keys": _valid_keys,
     "fuxi_position": _fuxi_position, "fuxi_time": _fuxi_time, "gelu_dense_keys": _gelu_dense_keys,
 }  # fmt: skip
 

@@ -23,7 +23,8 @@ WITHIN = E.ge0(E.sub(const(9), E.sub(i, j)))
 EITHER = E.or_(E.and_(CAUSAL, WITHIN), E.ge0(E.sub(const(4), i)))
 MASKS = {
     "causal": CAUSAL, "window": E.and_(CAUSAL, WITHIN), "either": EITHER, "apart": E.not_(E.eq0(E.sub(i, j))),
-    "same": E.eq0(E.sub(i, j)), "nobody": E.not_(EITHER),
+    "same": E.eq0(E.sub(i, j)), "nobody": E.not_(EITHER), "row": E.ge0(E.sub(i, const(5))),
+    "key": E.and_(CAUSAL, E.not_(E.ge0(E.sub(j, const(8))))),
 }  # fmt: skip
 
 
@@ -57,16 +58,16 @@ def test_what_is_proved_of_a_tile_holds_for_all_its_pairs(
     proved = eval(python, {"false": False, **names})
     holds = all(bool((evaluate(x, values) == (wanted == PROVED)).all()) for x, wanted in masks.items())
     assert proved <= holds
-    if name in ("causal", "window", "same", "apart"):  # of one comparison, or several that must all hold
+    if name in ("causal", "window", "same", "apart", "row", "key"):  # of one comparison, or several that must all hold
         assert proved == holds
 
 
 @pytest.mark.parametrize(
     "mask",
     [
-        E.compare("lt", E.make("s", (), "f32"), ZERO), E.ge0(E.sub(i, const(3))), E.ge0(E.add(E.sub(i, j), h)),
+        E.compare("lt", E.make("s", (), "f32"), ZERO), E.ge0(E.add(E.sub(i, j), h)), E.ge0(E.sub(i, h)),
     ],
-    ids=["of scores", "of a row alone", "of a head"],
+    ids=["of scores", "of a head", "of a row and a head"],
 )  # fmt: skip
 def test_what_is_not_provable(mask: Expr) -> None:
     function = _function()

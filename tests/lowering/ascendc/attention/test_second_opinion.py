@@ -70,8 +70,9 @@ def wider(demand: Demand, tiling: Tiling, size: int) -> Tiling:
     column = tiling.vector_rows * (4 * demand.tiles + demand.bits / 8) + 4 * demand.columns
     more = up(int((size - tiling.buffers["UB"]) / column) + 1, 64)
     return dataclasses.replace(
-        tiling, columns=tiling.columns + more, buffers={"UB": tiling.buffers["UB"] + int(more * column)}
-    )
+        tiling, vector_columns=(tiling.vector_columns or tiling.columns) + more,
+        buffers={"UB": tiling.buffers["UB"] + int(more * column)},
+    )  # fmt: skip
 
 
 def test_registers_live_from_their_instruction_to_their_last_reader() -> None:
