@@ -2,8 +2,8 @@
 
 Behind sizes its parameters are grad, then grad_q, grad_k, grad_v and grad_leaf0 ... of those that are wanted. The cube
 core makes S = Q K^T and dP = dO V^T, the vector cores run the score program and its derivative on them, and the cube
-core multiplies the results with dO, Q and K. Under a softmax the keys are gone over twice, statistics with the sum of dP P
-of a row and then gradients, or three times where the program behind it is not linear in it.
+core multiplies the results with dO, Q and K. Under a softmax the keys are gone over twice, statistics with the sum of
+dP P of a row and then gradients, or three times where the program behind it is not linear in it.
 
 Sums over items meet in global memory by atomic additions in float32: their order, and so the last bits, differ from run
 to run. dQ of one item is summed in L0C, in order.
