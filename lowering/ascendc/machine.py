@@ -17,7 +17,8 @@ _FOLDER = Path(__file__).parent / "machines"
 class Machine:
     """An AI processor. Sizes in bytes: one core's buffers, and the L2 cache that all cores share.
 
-    memory, memory_bandwidth: bytes, and bytes a second, of global memory. cube_flops: peak of all cube cores a second
+    memory, memory_bandwidth: bytes, and bytes a second, of global memory. l2_bandwidth: bytes a second between the L2
+    cache and all cores, reads and writes together. cube_flops: peak of all cube cores a second
     in float16. vector_width: bytes that one vector core computes a cycle. sources: by field, where a number is from.
     `inferred`: which of the numbers no source gives, and what they are taken from; "" where every one has a source.
     """
@@ -35,6 +36,7 @@ class Machine:
     l2: int
     memory: int
     memory_bandwidth: float
+    l2_bandwidth: float
     cube_flops: float
     vector_width: int
     sources: dict[str, str]

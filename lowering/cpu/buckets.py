@@ -39,6 +39,7 @@ class Bucket:
     """`node` as a table over the integer `argument`.
 
     cell(a) = (bits(float(a | 1)) >> shift) - base;  node = values[cell][a >= thresholds[cell]].
+    `first` is the value of the least argument, `steps` are (place, value from there on) of every change.
     """
 
     node: Expr
@@ -47,6 +48,8 @@ class Bucket:
     base: int
     thresholds: tuple[int, ...]
     values: tuple[tuple[int, int], ...]
+    first: int
+    steps: tuple[tuple[int, int], ...]
 
     @property
     def range(self) -> Interval:
@@ -179,7 +182,7 @@ def _table(node: Expr, argument: Expr, low: int, high: int) -> Bucket | None:
         found = _cells(steps, shift, low, high, first)
         if found is not None:
             base, thresholds, values = found
-            return Bucket(node, argument, shift, base, thresholds, values)
+            return Bucket(node, argument, shift, base, thresholds, values, first, tuple(steps))
     return None
 
 

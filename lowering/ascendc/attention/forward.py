@@ -1,18 +1,18 @@
 """The forward kernel of `gr::jagged_attention`; its parameters are those of printer.py, with `out` behind sizes.
 
-A softmax goes over the keys twice: statistics first, weights then, so that the program behind it may be anything.
+A softmax goes over the keys twice: statistics first, weights then, so that the program behind it may be anything. Its
+scores are made once, and stay in the workspace in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from gr_compile.analysis.expr import Expr
 from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction
-from gr_compile.lowering.ascendc.attention.printer import Printer
+from gr_compile.lowering.ascendc.attention.narrowing import unrounded
+from gr_compile.lowering.ascendc.attention.printer import Given, Printer
 from gr_compile.lowering.ascendc.attention.sizes import Part, common_parts
-from gr_compile.lowering.ascendc.attention.values import Value
 
 
 class Forward(Printer):
@@ -25,7 +25,7 @@ class Forward(Printer):
         post = self.program.post
         return (self.program.score, *(() if post is None else (post,)))
 
-    def functions(self, given: Mapping[Expr, Value]) -> dict[str, list[Instruction]]:
+    def functions(self, given: Given) -> dict[str, list[Instruction]]:
         program, f = self.program, self.function(given)
         found = {}
         if program.post is None:
@@ -34,6 +34,7 @@ class Forward(Printer):
             found["statistics"] = self.statistics(given)
             self.softmax(f)
             last = program.post
+        last = unrounded(last, self.v_dtype)
         weights = f.tile(f.value(last), last.dtype)
         f.instructions.append(Instruction("return {0:f};", None, (weights,), work=PASS))
         return {**found, "weights": f.instructions}

@@ -5,10 +5,12 @@ Errors are absolute, for scores that a weight of order one is made of: some 1e-7
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gr_compile.analysis.expr import Expr
+from gr_compile.analysis.derive import derivative
+from gr_compile.analysis.expr import Expr, unary
 from gr_compile.lowering.cpu.lanes import Unsupported
 
 if TYPE_CHECKING:
@@ -46,7 +48,24 @@ def _sigmoid(f: Function, x: Register) -> Register:
 
 def _silu(f: Function, x: Register) -> Register:
     """x / (1 + exp(-x)): where the exponential overflows, x / inf is 0."""
-    return f.binary("Div", x, _one_plus_exp(f, x))
+    f.silu[x] = f.binary("Div", x, _one_plus_exp(f, x))
+    return f.silu[x]
+
+
+@functools.lru_cache(maxsize=65536)
+def silu_slope_of(node: Expr) -> Expr | None:
+    """x where `node` is SiLU'(x) as gr_compile.analysis.derive writes it."""
+    first = node.args[0] if node.op == "mul" and node.dtype == "f32" else None
+    if first is None or first.op != "sigmoid":
+        return None
+    x = first.args[0]
+    return x if derivative(unary("silu", x), x) == node else None
+
+
+def silu_slope(f: Function, x: Register) -> Register:
+    """(1 + x - SiLU(x)) / (1 + exp(-x)): of what SiLU has computed, and 0 where the exponential overflows."""
+    rest = f.binary("Sub", x, f.silu[x] if x in f.silu else _silu(f, x))
+    return f.binary("Div", f.scalar("Adds", rest, "1.0f"), _one_plus_exp(f, x))
 
 
 def _tanh(f: Function, x: Register) -> Register:

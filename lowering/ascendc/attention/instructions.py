@@ -40,7 +40,7 @@ class Work:
         return Work(*(x + y for x, y in zip(astuple(self), astuple(other))))
 
 
-PASS = Work(passes=1, issues=1)
+NO_WORK, PASS = Work(), Work(passes=1, issues=1)
 _OF_SHAPE: Mapping[Shape, Work] = {
     "tile": PASS, "row": Work(issues=1), "column": Work(issues=1), "bits": Work(passes=1 / 32, issues=1),
 }  # fmt: skip

@@ -6,16 +6,18 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gr_compile.analysis.expr import FLOAT_DTYPES, Expr
+from gr_compile.analysis.expr import FLOAT_DTYPES, Expr, cast
 from gr_compile.lowering.ascendc.attention.instructions import Register, Work
 from gr_compile.lowering.ascendc.attention.scalar import constant, place
+from gr_compile.lowering.ascendc.attention.tables import composed_load
 from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Value
-from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
+from gr_compile.lowering.cpu.lanes import INT32, Lanes, Unsupported, fits
 from gr_compile.ops.evaluate import operands, side_groups
 
 if TYPE_CHECKING:
     from gr_compile.lowering.ascendc.attention.vector import Function
 
+_WHOLE_FLOATS = (-(1 << 24), 1 << 24)  # which float32 holds
 _COMPARE = {"lt": "LT", "le": "LE", "eq": "EQ"}
 
 
@@ -51,6 +53,11 @@ _sum, _times = _whole("Add", "+", "0"), _whole("Mul", "*", "1")
 
 def _sign_of(f: Function, node: Expr) -> Value:
     """ge0, eq0: of a difference of two sides, or of one number."""
+    real = real_sides(node, f.context.lanes, f.given)
+    if real is not None:
+        x = f.binary("Sub", f.side(f.known[real[0]]), f.side(f.known[real[1]]))
+        mode = "GE" if node.op == "ge0" else "EQ"
+        return Value(f.emit(f"CompareScalar({{d:b}}, {{0:f}}, 0.0f, CMPMODE::{mode}, n);", "bits", x))
     if not fits(f.context.lanes.interval(node.args[0]), INT32):
         raise Unsupported(f"whole numbers whose difference may need more than 32 bits: {node}")
     sides = [f.known[x] for x in operands(node)]
@@ -62,6 +69,15 @@ def _sign_of(f: Function, node: Expr) -> Value:
     if node.op == "ge0":
         x = f.below(x)
     return Value(f.emit("CompareScalar({d:b}, {0:i}, 0, CMPMODE::EQ, n);", "bits", x))
+
+
+def real_sides(node: Expr, lanes: Lanes, given: Callable[[Expr], bool]) -> tuple[Expr, Expr] | None:
+    """Both sides of a sign in float32, where they hold what they stand for: the difference's sign is exact then."""
+    sides = operands(node) if node.op in ("ge0", "eq0") else ()
+    if len(sides) != 2 or not all(given(x) and fits(lanes.interval(x), _WHOLE_FLOATS) for x in sides):
+        return None
+    left, right = (cast(x, "f32") for x in sides)
+    return left, right
 
 
 def _compare(f: Function, node: Expr) -> Value:
@@ -93,6 +109,8 @@ def _where(f: Function, node: Expr) -> Value:
     condition, left, right = node.args
     if f.known[condition] in (PROVED, REFUTED):
         chosen = left if f.known[condition] == PROVED else right
+        if chosen.op == "const":
+            return Value(text=constant(chosen, node))
         return Value(f.tile(Value(f.register(chosen, node)), chosen.dtype))
     mask = f.tile(f.known[condition], "b")
     if left.op == "const" and right.op != "const":
@@ -125,10 +143,18 @@ def _load(f: Function, node: Expr) -> Value:
     """A lookup: Gather from a table that lies in the unified buffer, else the scalar unit's loop over global memory."""
     name, indices = node.args
     at = f.context.leaves.index(name)
-    values = [f.known[x] for x in indices]
+    composed = f.context.composed(node)
+    if composed is not None:
+        return Value(composed_load(f, node, *composed))
+    row_and_key = f.inside.get(node)
+    values = [f.known[x] for x in indices] if row_and_key is None else []
     if name in f.context.resident:
-        offset = f.scalar("Muls", _flat(f, at, values), "4", "i")
-        x = f.gather(f"table{at}()", offset)
+        if row_and_key is None:
+            offset = f.scalar("Muls", _flat(f, at, values), "4", "i")
+        else:
+            offset = f.tile(_sum(f, *(f.known[x] for x in row_and_key)), "i")
+        kind = "int32_t" if node.dtype == "i" else "float"
+        x = f.gather(f.context.use(f"table{at}", kind, f.context.resident[name], leaf=at), offset)
     else:
         x = _by_scalars(f, node, at, values)
     if node.dtype == "b":

@@ -27,9 +27,12 @@ def operands(printer: Printer) -> str:
     call, program = printer.call, printer.program
     lines = [f"typedef {ELEMENT[call.qk_dtype]} QT;", f"typedef {ELEMENT[call.v_dtype]} VT;"]
     lines.append(f"typedef {_OUT[program.out_dtype]} OT;")
+    lines.append(f"typedef {printer.score_type} ST;")
+    lines.append(f"typedef {printer.gradient_type} GT;")
     lines += [*_constants(printer), "struct Operands {", f"int64_t {', '.join(sizes.fields(printer))};"]
     lines.append("GlobalTensor<QT> q, k; GlobalTensor<VT> v, p, grad; GlobalTensor<QT> ds; GlobalTensor<OT> out;")
-    lines.append("GlobalTensor<float> s, g, vt, kt, qt, grad_t, pt, dst, sums, shared;")
+    lines.append("GlobalTensor<ST> s; GlobalTensor<GT> g;")
+    lines.append("GlobalTensor<float> vt, kt, qt, grad_t, pt, dst, sums, shared, collected;")
     lines.append("GlobalTensor<int64_t> query_offsets, query_positions, key_offsets, key_positions, sizes;")
     lines.append("GlobalTensor<int32_t> blocks, key_tiles, status, row_columns, key_columns;")
     lines += [f"GlobalTensor<{LEAF[dtype]}> leaf{at};" for at, dtype in enumerate(call.leaf_dtypes)]
@@ -52,6 +55,7 @@ def _constants(printer: Printer) -> list[str]:
         "COLUMN_VALUES": len(printer.columns), "HEAD_COLUMN_VALUES": len(printer.head_columns),
         "EXTREME_ROWS": len(printer.extreme_rows), "EXTREME_COLUMNS": len(printer.extreme_columns),
         "BLOCK_WORDS": sizes.block_words(printer), "KEY_WORDS": sizes.key_words(printer),
+        "RUN_ROWS": len(printer.run_rows), "RUN_COLUMNS": len(printer.run_columns), "COLLECTED": printer.collected(),
         "SHARED": len(printer.shared), "MOST": rows, "SUM": rows + 1, "KEPT_SUMS": printer.kept_sums(),
         "COLUMN_SUMS": printer.column_sums(),
     } | printer.numbers()  # fmt: skip

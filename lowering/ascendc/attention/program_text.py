@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from gr_compile.analysis.expr import Expr, const
-from gr_compile.lowering.ascendc.attention.call import ELEMENT, LEAF
+from gr_compile.lowering.ascendc.attention.call import LEAF
 from gr_compile.lowering.ascendc.attention.operands_text import read_runtime
-from gr_compile.lowering.ascendc.attention.scalar import CXX
+from gr_compile.lowering.ascendc.attention.scalar import CXX, Scalars
+from gr_compile.lowering.ascendc.attention.values import Table
 from gr_compile.lowering.ascendc.tiling import up
 from gr_compile.lowering.cpu.lanes import INT64
 from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
@@ -28,7 +29,9 @@ def program(printer: Printer) -> str:
     lines.append(f"__aicore__ inline explicit Program(const Operands& o) : o(o){leaves} {{}}")
     lines += [_layout(printer), _tables(printer), _begin(printer), *_sides(printer), *_hull(printer)]
     lines += [*_extremes(printer), read_runtime("softmax.h"), read_runtime("shared.h"), *printer.members()]
-    lines += ["__aicore__ inline void share() {", *printer.share.lines, "}"]
+    of_inside = ["if (inside_tables) {", *printer.share_inside.lines, "return;", "}"] if printer.shared else []
+    lines += ["__aicore__ inline void share() {", *of_inside, *printer.share.lines, "}"]
+    lines += ["__aicore__ inline void scatter() {", *printer.scatter.lines, "}"]
     for name in ("statistics", "inner", *list(printer.listings)[-1:]):
         kind = "LocalTensor<float>" if name == "weights" else "void"
         body = printer.listings[name].lines if name in printer.listings else []
@@ -42,52 +45,52 @@ def program(printer: Printer) -> str:
 def _layout(printer: Printer) -> str:
     need = printer.demand()
     takes = [
-        f"tiles_at = take({need.tiles} * o.vr * o.c * 4);",
-        f"bits_at = take({need.bits} * up(o.vr * o.c / 8, 32));",
-        f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.c * 4);",
+        f"tiles_at = take({need.tiles} * o.vr * o.vc * 4);",
+        f"bits_at = take({need.bits} * up(o.vr * o.vc / 8, 32));",
+        f"rows_at = take({need.rows} * o.vr * 4);", f"columns_at = take({need.columns} * o.vc * 4);",
         f"given_rows_at = take({need.kept_rows} * up(o.r / 2, 8) * 4);",
         f"given_columns_at = take({need.kept_columns} * o.c * 4);", "spread_at = take(o.vr * 32);",
     ]  # fmt: skip
-    tables = [f"table{at}_at = take({4 * printer.call.count(at)});" for at in printer.resident()]
-    for name, count in printer.table_sums().items():
-        tables.append(f"{name}_at = take({4 * count});")
-    for at, table in printer.context.buckets.values():
-        cells = len(table.values)
-        tables += [f"limits{at}_at = take({4 * cells});", f"values{at}_at = take({8 * cells});"]
-    names = [x.split(" ")[0] for x in tables]
-    members = [f"uint32_t {', '.join([*names, 'transpose_at'])};"]
-    for at in printer.resident():
-        members.append(_getter(f"table{at}", f"table{at}_at", printer.call.count(at)))
-    for name, count in printer.table_sums().items():
-        members.append(_getter(name, f"{name}_at", count, "float"))
-    for at, table in printer.context.buckets.values():
-        members.append(_getter(f"limits{at}", f"limits{at}_at", len(table.values)))
-        members.append(_getter(f"values{at}", f"values{at}_at", 2 * len(table.values)))
-    shape = "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    sums = [Table(name, "float", count) for name, count in printer.table_sums().items()]
+    tables = [*printer.context.tables.values(), *sums]
+    members = [f"uint32_t {', '.join([*(f'{x.name}_at' for x in tables), 'transpose_at'])};"]
+    members += [_getter(x.name, f"{x.name}_at", x.count, x.kind) for x in tables]
+    takes += [f"{x.name}_at = take({4 * x.count});" for x in tables]
+    if printer.run_rows:
+        length = "8 * up(o.vr + o.vc, 8)"
+        takes.append(f"strips_at = take({length} * 4);")
+        members.append("uint32_t strips_at;")
+        members.append(
+            f"__aicore__ inline LocalTensor<float> strips() {{ return piece<float>(strips_at, {length}); }}"
+        )
+    shape = (
+        "most_rows = (int32_t)o.vr, most_columns = (int32_t)o.vc, "
+        "given_columns = (int32_t)o.c, given_rows = (int32_t)up(o.r / 2, 8);"
+    )
     transpose = ["if (sizeof(VT) == 4 || sizeof(QT) == 4) transpose_at = take(64 * up(most(o.d, o.dv), 8) + 256);"]
-    return "\n".join([*members, "__aicore__ inline void layout() {", shape, *takes, *tables, *transpose, "}"])
+    return "\n".join([*members, "__aicore__ inline void layout() {", shape, *takes, *transpose, "}"])
 
 
 def _tables(printer: Printer) -> str:
     """Tables into the unified buffer: leaves, and the cells of step functions."""
     lines = ["__aicore__ inline void load_tables() {"]
-    for at in printer.resident():
-        dtype, count = printer.call.leaf_dtypes[at], printer.call.count(at)
-        if dtype in (torch.float32, torch.int32):
-            lines.append(f"DataCopyPad(table{at}(), leaf{at}.ReinterpretCast<int32_t>(),")
-            lines.append(f"DataCopyExtParams(1, {4 * count}, 0, 0, 0),")
-            lines.append(f"DataCopyPadExtParams<int32_t>(true, 0, {up(count, 8) - count}, 0));")
-            continue
-        kind = "float" if dtype in ELEMENT or dtype == torch.bool else "int32_t"
-        read = f"ToFloat(leaf{at}.GetValue(x))" if dtype == torch.bfloat16 else f"({kind})leaf{at}.GetValue(x)"
-        loop = f"for (int32_t x = 0; x < {count}; x++)"
-        lines.append(f"{loop} table{at}().ReinterpretCast<{kind}>().SetValue(x, {read});")
-    for at, table in printer.context.buckets.values():
-        lines += [f"limits{at}().SetValue({x}, {limit});" for x, limit in enumerate(table.thresholds)]
-        values = [value for pair in table.values for value in pair]
-        lines += [f"values{at}().SetValue({x}, {value});" for x, value in enumerate(values)]
+    for table in printer.context.tables.values():
+        lines += table.fill if table.leaf is None else _whole_leaf(printer, table, table.leaf)
     lines += [f"Duplicate({name}(), 0.0f, {up(count, 8)});" for name, count in printer.table_sums().items()]
     return "\n".join([*lines, "order<HardEvent::MTE2_V>();", "order<HardEvent::S_V>();", "}"])
+
+
+def _whole_leaf(printer: Printer, table: Table, leaf: int) -> list[str]:
+    dtype, count = printer.call.leaf_dtypes[leaf], table.count
+    if dtype in (torch.float32, torch.int32):
+        return [
+            f"DataCopyPad({table.name}().ReinterpretCast<int32_t>(), leaf{leaf}.ReinterpretCast<int32_t>(),",
+            f"DataCopyExtParams(1, {4 * count}, 0, 0, 0),",
+            f"DataCopyPadExtParams<int32_t>(true, 0, {up(count, 8) - count}, 0));",
+        ]
+    read = f"leaf{leaf}.GetValue(x)"
+    read = f"ToFloat({read})" if dtype == torch.bfloat16 else f"({table.kind}){read}"
+    return [f"for (int32_t x = 0; x < {count}; x++) {table.name}().SetValue(x, {read});"]
 
 
 def _begin(printer: Printer) -> str:
@@ -96,15 +99,17 @@ def _begin(printer: Printer) -> str:
     for at, node in enumerate(printer.context.columns.uniforms):
         value = scalars.value(node)
         stores.append(f"uniform{at} = {value};")
-        stores += _check_range(printer, node, value)
+        stores += _check_range(printer, node, scalars)
     return "\n".join(["__aicore__ inline void begin(int64_t b, int64_t h) {", *scalars.lines, *stores, "}"])
 
 
-def _check_range(printer: Printer, node: Expr, value: str) -> list[str]:
-    interval = printer.context.lanes.interval(node) if node.dtype == "i" else INT64
+def _check_range(printer: Printer, node: Expr, scalars: Scalars) -> list[str]:
+    """Is a whole number, or one that a float stands for, what instructions were proved for?"""
+    whole = node.args[0] if node.op == "cast" and node.args[0].dtype == "i" else node
+    interval = printer.context.lanes.interval(whole) if whole.dtype == "i" else INT64
     if interval == INT64:
         return []
-    low, high = interval
+    value, (low, high) = scalars.value(whole), interval
     return [f"fits = fits && {value} >= {low}LL && {value} <= {high}LL;"]
 
 
@@ -126,7 +131,7 @@ def _side(printer: Printer, name: str, indices: str, index: Expr, nodes: list[Ex
     for at, node in enumerate(nodes):
         value = scalars.value(node)
         kind = "int32_t" if node.dtype == "i" else "float"
-        stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *_check_range(printer, node, value)]
+        stores += [f"{to}<{kind}>({first + at}).SetValue(y, ({kind}){value});", *_check_range(printer, node, scalars)]
     arguments = ", ".join(f"int64_t {x}" for x in indices.split(", "))
     head = f"__aicore__ inline bool {name}({arguments}, int32_t y) {{"
     return "\n".join([head, "bool fits = true;", *scalars.lines, *stores, "return fits;", "}"])
@@ -143,16 +148,21 @@ def _hull(printer: Printer) -> list[str]:
 
 
 def _extremes(printer: Printer) -> list[str]:
-    """Least and greatest values of a block of rows, and of a tile of keys, and what they prove."""
+    """What is kept of a block of rows, and of a tile of keys: extremes, steps of values; and what they prove."""
     lines = []
-    for side, first, to, slots in (("row", 2, "kept_row", printer.extreme_rows),
-                                   ("key", 0, "given_column", printer.extreme_columns)):  # fmt: skip
+    for side, first, to, slots, runs in (
+        ("row", "FIRST_WORD + ", "kept_row", printer.extreme_rows, printer.run_rows),
+        ("key", "", "given_column", printer.extreme_columns, printer.run_columns),
+    ):
         parameters = "const LocalTensor<int32_t>& words, int32_t count, bool fresh"
         lines.append(f"__aicore__ inline void {side}_extremes({parameters}) {{")
         for at, slot in enumerate(slots):
-            lines.append(f"extremes(words, {first + 2 * at}, {to}<int32_t>({slot}), count, fresh);")
+            lines.append(f"extremes(words, {first}{2 * at}, {to}<int32_t>({slot}), count, fresh);")
+        for at, slot in enumerate(runs, len(slots)):
+            lines.append(f"run_of(words, {first}{2 * at}, {to}<int32_t>({slot}), count, fresh);")
         lines.append("}")
-    return [*lines, f"__aicore__ inline bool proved() {{ return {printer.proof}; }}"]
+    proofs = (("proved", printer.proof), ("inside", printer.inside))
+    return [*lines, *(f"__aicore__ inline bool {name}() {{ return {text}; }}" for name, text in proofs)]
 
 
 def _getter(name: str, at: str, count: int, kind: str = "int32_t") -> str:

@@ -113,10 +113,11 @@ def program_of(instructions: Sequence[Instruction], demand: Demand, tiling: Tili
 
 def _sizes(tiling: Tiling) -> dict[Shape, int]:
     """Bytes of a register, as `Program::layout` takes them."""
-    tile = tiling.vector_rows * tiling.columns
+    columns = tiling.vector_columns or tiling.columns
+    tile = tiling.vector_rows * columns
     return {
         "tile": tile * 4, "bits": up(tile // 8, 32), "row": up(tiling.vector_rows * 4, 32),
-        "column": up(tiling.columns * 4, 32),
+        "column": up(columns * 4, 32),
     }  # fmt: skip
 
 

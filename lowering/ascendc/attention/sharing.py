@@ -9,10 +9,11 @@ less than a copy is worth is left where it stands.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from gr_compile.analysis.expr import Expr
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Work
+from gr_compile.lowering.ascendc.attention.lookups import Sides
 from gr_compile.lowering.ascendc.attention.values import Context, Value
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.ops.evaluate import SPECIAL, operands
@@ -39,6 +40,18 @@ def shared_values(roots: Iterable[Expr], context: Context) -> dict[Expr, Value]:
     return found
 
 
+def reached(roots: Iterable[Expr], known: Collection[Expr]) -> set[Expr]:
+    """Every node that roots are made of, but for what is known."""
+    found: set[Expr] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in found and node not in known:
+            found.add(node)
+            stack.extend(operands(node))
+    return found
+
+
 @functools.lru_cache(maxsize=65536)
 def _is_of_places(node: Expr) -> bool:
     """Is `node` the same for all heads and scores, with no mask that a tile may pass?"""
@@ -54,9 +67,9 @@ def _is_worth_it(node: Expr, context: Context) -> bool:
     return work.passes >= _LEAST_PASSES or work.scalars > 0
 
 
-def making(shared: Iterable[Expr], context: Context) -> list[Instruction]:
-    """The function of a tile that makes shared values."""
-    f = Function(context)
+def making(shared: Iterable[Expr], context: Context, inside: Mapping[Expr, Sides] | None = None) -> list[Instruction]:
+    """The function of a tile that makes shared values; `inside`: loads that are proved to lie in their tables."""
+    f = Function(context, inside=inside or {})
     for at, node in enumerate(shared):
         tile = f.tile(f.value(node), node.dtype)
         f.instructions.append(Instruction(f"keep({at}, {{0:f}});", None, (tile,)))

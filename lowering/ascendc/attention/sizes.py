@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 DEPTH = 3  # tiles under way; walk of runtime/cube.h
 PLACES = 1 << 24  # positions, sizes and sequences are below
 _ROWS = 1 << 30
+_MOST_KEPT_TILES = 64  # of a block of rows whose scores several phases read; those of longer ones are made again
 _MOST_SHARED_TILES = 64  # of a block of rows; shared values of further tiles are made every time
 COMMON = (
     *("batch", "heads", "q_rows", "k_rows", "q_heads", "k_heads", "v_heads", "d", "dv"),
-    *("r", "c", "vr", "d_step", "c_step", "left", "right", "shared_tiles", "cores", "scratch"),
+    *("r", "c", "vr", "vc", "s_step", "d_step", "c_step", "left", "right"),
+    *("kept", "s_slots", "shared_tiles", "cores", "scratch"),
 )
 Part = tuple[str, str]
 
@@ -49,13 +51,18 @@ def fields(printer: Printer) -> list[str]:
 def formulas(printer: Printer, tiling: Tiling) -> list[Formula]:
     """Of the tiling's fields, `blocks`, `workspace`, and the limits."""
     call = printer.call
-    need = scratch(printer.demand(), tiling.rows, tiling.columns, tiling.vector_rows)
+    phases = len(printer.listings)
+    need = scratch(printer.demand(), tiling)
     texts: dict[str, object] = {
         "batch": "size(query_offsets, 0) - 1", "heads": call.heads, "q_rows": "size(query_positions, 0)",
         "k_rows": "size(key_positions, 0)", "q_heads": call.q_heads, "k_heads": call.k_heads, "v_heads": call.v_heads,
         "d": call.d, "dv": call.dv, "r": tiling.rows, "c": tiling.columns, "vr": tiling.vector_rows,
-        "d_step": tiling.d_step, "c_step": tiling.c_step, "left": tiling.buffers["L0A"] // 2,
+        "vc": tiling.vector_columns or tiling.columns,
+        "s_step": tiling.s_step or tiling.columns, "d_step": tiling.d_step, "c_step": tiling.c_step,
+        "left": tiling.buffers["L0A"] // 2,
         "right": tiling.buffers["L0B"] // 2, "cores": "cube_cores", "scratch": need,
+        "kept": f"min(k_rows // c + 1, {_MOST_KEPT_TILES})" if phases > 1 else "0",
+        "s_slots": f"kept + {DEPTH * (3 if phases > 1 else 1)}",
         "shared_tiles": f"min(k_rows // c + 1, {_MOST_SHARED_TILES})",
     }  # fmt: skip
     found = [Formula(name, str(texts[name])) for name in COMMON]
@@ -121,19 +128,20 @@ def common_parts(printer: Printer) -> dict[str, Part]:
         "status": ("int32_t", "16 * cores"),
         "row_columns": ("int32_t", f"({rows} + {len(printer.head_rows)} * heads) * q_rows"),
         "key_columns": ("int32_t", f"({columns} + {len(printer.head_columns)} * heads) * k_rows"),
-        "s": ("float", slots if printer.call.d else "0"), "p": ("VT", slots),
+        "s": ("ST", "cores * s_slots * r * c" if printer.call.d else "0"), "p": ("VT", slots),
         "shared": ("float", f"cores * (shared_tiles + 1) * {len(printer.shared)} * r * c"),
+        "collected": ("float", f"cores * (shared_tiles + 1) * {printer.collected()} * r * c"),
     }  # fmt: skip
 
 
 def block_words(printer: Printer) -> int:
-    """Of a block of rows in the list of blocks: its sequence, its place, and extremes."""
-    return up(2 + 2 * len(printer.extreme_rows), 8)
+    """Of a block of rows in the list of blocks: its tiles and last key, extremes, and by how much values step."""
+    return up(3 + 2 * len(printer.extreme_rows) + 2 * len(printer.run_rows), 8)
 
 
 def key_words(printer: Printer) -> int:
     """Of a tile of keys in the list of extremes."""
-    return up(2 * len(printer.extreme_columns), 8)
+    return up(2 * len(printer.extreme_columns) + 2 * len(printer.run_columns), 8)
 
 
 def _extents(call: Call) -> Iterable[tuple[str, str]]:
@@ -149,7 +157,9 @@ def _extents(call: Call) -> Iterable[tuple[str, str]]:
 def _workspace(printer: Printer) -> list[Formula]:
     """Where the parts of the workspace begin, in bytes, and how many elements they have."""
     bytes_ = {
-        "float": 4, "int32_t": 4, "VT": printer.call.v_dtype.itemsize, "QT": printer.call.qk_dtype.itemsize,
+        "float": 4, "int32_t": 4, "ST": printer.bytes_of[printer.score_type],
+        "GT": printer.bytes_of[printer.gradient_type], "VT": printer.call.v_dtype.itemsize,
+        "QT": printer.call.qk_dtype.itemsize,
     }  # fmt: skip
     found: list[Formula] = []
     end = "0"

@@ -17,13 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gr_compile.analysis.expr import BINARY, UNARY, Expr
 from gr_compile.lowering.ascendc.attention import functions
-from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape, Work, work_of
-from gr_compile.lowering.ascendc.attention.nodes import RULES
+from gr_compile.lowering.ascendc.attention.instructions import PASS, Instruction, Register, Shape, Work, work_of
+from gr_compile.lowering.ascendc.attention.lookups import Steps
+from gr_compile.lowering.ascendc.attention.nodes import RULES, real_sides
 from gr_compile.lowering.ascendc.attention.scalar import constant, is_simple, number
-from gr_compile.lowering.ascendc.attention.values import HALF, PROVED, REFUTED, Context, Value
+from gr_compile.lowering.ascendc.attention.tables import bucket_by_cells, bucket_by_steps
+from gr_compile.lowering.ascendc.attention.values import HALF, ONE, PROVED, REFUTED, Context, Value
 from gr_compile.lowering.cpu.lanes import INT32, Unsupported, fits
 from gr_compile.ops.evaluate import operands, reads_block
 from gr_compile.ops.program_walk import OperandsFirst
@@ -34,15 +37,32 @@ ROUND = Work(passes=2, strips=8)  # two Casts of 16 columns' elements at a time
 _VECTOR_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "maximum": "Max", "minimum": "Min"}
 
 
+_K = TypeVar("_K")
+
+
+def _without(register: Register, values: dict[_K, Register]) -> dict[_K, Register]:
+    return {key: value for key, value in values.items() if value != register}
+
+
 @dataclass
 class Function(OperandsFirst[Value]):
-    """A list of instructions under way."""
+    """A list of instructions under way.
+
+    Attributes:
+        inside: loads that are proved to lie in their table, and the byte offsets of their row and key.
+        the others: values that instructions share, by what they are of.
+    """
 
     context: Context
     known: dict[Expr, Value] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     registers: int = 0
+    inside: Mapping[Expr, tuple[Expr, Expr]] = field(default_factory=dict)
     one_plus_exp: dict[Register, Register] = field(default_factory=dict)
+    silu: dict[Register, Register] = field(default_factory=dict)
+    products: dict[tuple[Register, Expr], Register] = field(default_factory=dict)
+    places: dict[Steps, Register] = field(default_factory=dict)
+    widened: dict[int, Register] = field(default_factory=dict)
 
     # -------------------------------------------------------------------------------------- instructions
     def new(self, shape: Shape) -> Register:
@@ -84,6 +104,10 @@ class Function(OperandsFirst[Value]):
         name = "SpreadRow" if x.shape == "row" else "SpreadColumn"
         return self.emit(f"{name}({{d:{view}}}, {{0:{view}}});", "tile", x, work=BESIDE)
 
+    def side(self, value: Value) -> Register:
+        """A number of a row or of a key; a number of neither as a tile of float32."""
+        return self.tile(value, "f32") if value.register is None else value.register
+
     def tile(self, value: Value, dtype: str) -> Register:
         """A value as a tile; a mask as bits."""
         view = "i" if dtype == "i" else "f"
@@ -98,6 +122,22 @@ class Function(OperandsFirst[Value]):
         if dtype != "b":
             return x
         return self.emit("CompareScalar({d:b}, {0:f}, 0.0f, CMPMODE::NE, n);", "bits", x)
+
+    def arrived(self, at: int, kind: str) -> Register:
+        """A tile from the cube core in float32; halves are widened."""
+        if kind == "float":
+            return Register(-1, "tile", at)
+        if at not in self.widened:
+            text = f"Cast({{d:f}}, given_tile<{kind}>({at}), RoundMode::CAST_NONE, n);"
+            self.widened[at] = self.emit(text, "tile", work=PASS)
+        return self.widened[at]
+
+    def forget(self, register: Register) -> None:
+        """A register is about to be overwritten: its values are made again where they are asked for again."""
+        self.known = {node: value for node, value in self.known.items() if value.register != register}
+        self.one_plus_exp, self.silu = _without(register, self.one_plus_exp), _without(register, self.silu)
+        self.products, self.places = _without(register, self.products), _without(register, self.places)
+        self.widened = _without(register, self.widened)
 
     def choose(self, mask: Register, x: Register, y: Register) -> Register:
         """x where the bits are set, else y."""
@@ -127,8 +167,21 @@ class Function(OperandsFirst[Value]):
                 return (node.args[0],)
             if found in (PROVED, REFUTED):
                 return (node.args[1 if found == PROVED else 2],)
+        inner = functions.silu_slope_of(node)
+        if inner is not None:
+            return (inner,)
+        if node in self.context.steps:
+            return (self.context.steps[node].argument,)
         bucket = self.context.buckets.get(node)
-        return (bucket[1].argument,) if bucket else operands(node)
+        if bucket is not None:
+            return (bucket[1].argument,)
+        if node in self.inside:
+            return self.inside[node]
+        real = real_sides(node, self.context.lanes, self.given)
+        if real is not None:
+            return real
+        composed = self.context.composed(node)
+        return operands(node) if composed is None else (composed[1].argument,)
 
     def make(self, node: Expr) -> Value:
         if node.op == "const":
@@ -136,7 +189,7 @@ class Function(OperandsFirst[Value]):
         if self.given(node):
             return self._given(node)
         if node in self.context.buckets:
-            return Value(self._bucket(node))
+            return Value(self.bucket(node))
         if node.dtype == "f64":
             raise Unsupported(f"float64 on the vector unit: {node}")
         if node.dtype == "i" and not fits(self.context.lanes.interval(node), INT32):
@@ -144,6 +197,9 @@ class Function(OperandsFirst[Value]):
         rule = RULES.get(node.op)
         if rule is not None:
             return rule(self, node)
+        inner = functions.silu_slope_of(node)
+        if inner is not None and self.known[inner].register is not None:
+            return Value(functions.silu_slope(self, self.register(inner, node)))
         if node.op in UNARY:
             return self._unary(node)
         if node.op in BINARY:
@@ -198,6 +254,8 @@ class Function(OperandsFirst[Value]):
         if node.op not in _VECTOR_BINARY:
             return self.rounded(functions.power(self, node), node)
         a, b = self.known[left], self.known[right]
+        if node.op == "mul" and ONE in (a, b) and (a.register or b.register) is not None:
+            return self.rounded(self.register(right if a == ONE else left, node), node)
         if b.register is None and a.register is not None:
             found = self._with_scalar(node, a.register, constant(right, node) if right.op == "const" else b.text)
         elif a.register is None and b.register is not None:
@@ -242,30 +300,20 @@ class Function(OperandsFirst[Value]):
         quotient, rest = functions.divide(self, a.register, b.text)
         return quotient if node.op == "floordiv" else rest
 
-    def _bucket(self, node: Expr) -> Register:
-        """Leading bits of float(a | 1) are a cell of the table; see gr_compile.lowering.cpu.buckets."""
+    def bucket(self, node: Expr) -> Register:
+        """A step function, from tables of its cells."""
         at, table = self.context.buckets[node]
         if not fits(self.context.lanes.interval(table.argument), INT32):
             raise Unsupported(f"a whole number of a pair that may need more than 32 bits: {table.argument}")
-        x = self.known[table.argument].register
-        assert x is not None, "a bucket of a number is given"
-        odd = self.scalar("Adds", self.scalar("ShiftLeft", self.scalar("ShiftRight", x, "1", "i"), "1", "i"), "1", "i")
-        real = self.emit("Cast({d:f}, {0:i}, RoundMode::CAST_RINT, #);", x.shape, odd)
-        cell = self.scalar("Adds", self.scalar("ShiftRight", real, str(table.shift), "i"), str(-table.base), "i")
-        cell = self.scalar("Mins", self.scalar("Maxs", cell, "0", "i"), str(len(table.values) - 1), "i")
-        cell = self.spread(cell, "i")
-        limit = self.gather(f"limits{at}()", self.scalar("Muls", cell, "4", "i"))
-        below = self.below(self.binary("Sub", self.spread(x, "i"), limit, "i"))
-        behind = self.scalar("Adds", self.scalar("Muls", cell, "2", "i"), "1", "i")
-        place_ = self.scalar("Muls", self.binary("Add", behind, below, "i"), "4", "i")
-        found = self.gather(f"values{at}()", place_)
+        found = bucket_by_steps(self, node) if node in self.context.steps else bucket_by_cells(self, at, table)
         if node.dtype == "i":
             return found
         return self.emit("CompareScalar({d:b}, {0:i}, 1, CMPMODE::EQ, n);", "bits", found)
 
     def gather(self, table: str, offset: Register) -> Register:
         """Elements of a table in the unified buffer at byte offsets."""
-        return self.emit(f"Gather({{d:i}}, {table}, {{0:u}}, 0, n);", "tile", offset, in_place=False)
+        text = f"Gather({{d:i}}, {table}.ReinterpretCast<int32_t>(), {{0:u}}, 0, n);"
+        return self.emit(text, "tile", offset, in_place=False)
 
     def below(self, x: Register) -> Register:
         """-1 where an int32 is negative, else 0: its sign's bit, moved through."""

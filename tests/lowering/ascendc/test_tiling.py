@@ -9,6 +9,7 @@ import pytest
 from gr_compile.lowering.ascendc.attention.instructions import Work
 from gr_compile.lowering.ascendc.machine import machine, machines
 from gr_compile.lowering.ascendc.tiling import Demand, DoesNotFit, machine_share, solve
+from gr_compile.lowering.ascendc.traffic import traffic
 
 PLAIN = Demand(
     d=128, dv=128, qk_bytes=2, v_bytes=2, tiles=3, bits=1, rows=0, columns=0, kept_rows=2, kept_columns=2, tables=0,
@@ -25,6 +26,33 @@ def test_what_is_chosen_fits(name: str, backward: bool, d: int, bytes_: int) -> 
     chosen = solve(demand, machine(name))
     assert max(machine_share(chosen, machine(name)).values()) <= 1
     assert machine(name).name in chosen.reason and "bound by" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("work", "bandwidth", "bound"),
+    [
+        (Work(passes=6, issues=6), 1e12, "memory"), (Work(passes=1, issues=1), 1e15, "the cube"),
+        (Work(passes=100, issues=100), 1e15, "the vector unit"), (Work(passes=6, scalars=3), 1e15, "the scalar unit"),
+    ],
+)  # fmt: skip
+def test_what_bounds_is_said(work: Work, bandwidth: float, bound: str) -> None:
+    found = solve(
+        dataclasses.replace(PLAIN, edge=work, whole=work), dataclasses.replace(machine("910b1"), l2_bandwidth=bandwidth)
+    )
+    assert found.bound == bound and f"bound by {bound}" in found.reason
+
+
+def test_slower_memory_gives_taller_tiles() -> None:
+    slow, fast = (dataclasses.replace(machine("910b1"), l2_bandwidth=x) for x in (1e12, 1e15))
+    assert solve(PLAIN, slow).rows > 64 and solve(PLAIN, slow).utilisation < solve(PLAIN, fast).utilisation
+
+
+def test_traffic_of_a_tile() -> None:
+    """Scores are written and read in float32, weights in two bytes; K, V, and a part of Q and O."""
+    pairs, keys, rows = 128 * 256, 256 * (2 * 128 * 2 + 8 * 2), 128 * 2 * 128 * 2 / (512 / 256)
+    assert traffic(PLAIN, 128, 256, 24) == pairs * (8 + 4) + keys + rows
+    half = dataclasses.replace(PLAIN, score_bytes=2, phases=2)
+    assert traffic(half, 128, 256, 24) == pairs * (6 + 4) + keys + 256 * 8 * 2 + rows
 
 
 def test_a_smaller_buffer_gives_a_smaller_tile() -> None:

@@ -1,90 +1,98 @@
 // A cube core of the backward: S = Q Kt and dP = dO Vt of tile t, then dV += Pt dO, dK += dSt Q, dQ += dS K of tile t - 2,
-// while its vector cores are at t - 1. dQ stays in L0C while an item lasts; dK and dV are added to global memory.
+// while its vector cores are at t - 1. Q and dO of an item and K of a tile stay in L1 until they are multiplied the second
+// time, dQ in L0C while an item lasts; dK and dV are added to global memory, s_step keys at a time.
 class Cube {
  public:
   __aicore__ inline Cube(const Operands& o) : o(o) {}
   __aicore__ inline void run() {
-    int64_t r = up(o.r, 16), c = up(o.c, 16), d = up(o.d, 16), dv = up(o.dv, 16), wide = most(d, dv), bytes = most(sizeof(QT), sizeof(VT));
-    pipe.InitBuffer(g1, 1, (uint32_t)(r * dv * sizeof(VT)));
-    pipe.InitBuffer(v1, 1, (uint32_t)(c * dv * sizeof(VT)));
+    int64_t r = up(o.r, 16), d = up(o.d, 16), dv = up(o.dv, 16), wide = most(d, dv), bytes = most(sizeof(QT), sizeof(VT));
+    pipe.InitBuffer(g1, DEPTH, (uint32_t)(r * dv * sizeof(VT)));
+    pipe.InitBuffer(v1, 2, (uint32_t)(o.s_step * dv * sizeof(VT)));
     if (PRODUCT) {
-      pipe.InitBuffer(q1, 1, (uint32_t)(r * d * sizeof(QT)));
-      pipe.InitBuffer(k1, 1, (uint32_t)(c * d * sizeof(QT)));
+      pipe.InitBuffer(q1, DEPTH, (uint32_t)(r * d * sizeof(QT)));
+      pipe.InitBuffer(k1, DEPTH, (uint32_t)(up(o.c, 16) * d * sizeof(QT)));
       pipe.InitBuffer(dq0, 1, (uint32_t)(r * d * 4));
     }
-    pipe.InitBuffer(p1, 1, (uint32_t)(r * c * bytes));
-    pipe.InitBuffer(b1, 1, (uint32_t)(most(r, c) * wide * bytes));
-    pipe.InitBuffer(s0, 1, (uint32_t)(r * c * 4));
-    pipe.InitBuffer(t0, 1, (uint32_t)(c * wide * 4));
+    pipe.InitBuffer(p1, 2, (uint32_t)(r * o.s_step * bytes));
+    if (sizeof(QT) == 4 || sizeof(VT) == 4) pipe.InitBuffer(b1, 1, (uint32_t)(most(r, o.s_step) * wide * 4));
+    pipe.InitBuffer(s0, 1, (uint32_t)(r * o.s_step * 4));
+    pipe.InitBuffer(t0, 1, (uint32_t)(o.s_step * wide * 4));
     product.init(pipe, o.left, o.right);
     group = GetBlockIdx();
     overlap(o, *this);
     SyncAll<false>();
   }
   __aicore__ inline void scores(const Step& s, int slot) {
+    int64_t at = (group * o.s_slots + s.slot) * o.r * o.c;
+    Held& held = ring[slot];
     if (s.opens) {
-      LocalTensor<VT> g = g1.AllocTensor<VT>();
-      copy_rows(g, o.grad[(s.row0 * o.heads + s.h) * o.dv], s.rows, (int32_t)o.dv, o.heads * o.dv);
-      g1.EnQue(g);
-      gradients = g1.DeQue<VT>();
-      if (PRODUCT) {
-        LocalTensor<QT> q = q1.AllocTensor<QT>();
-        copy_rows(q, o.q[(s.row0 * o.q_heads + head_q(o, s.h)) * o.d], s.rows, (int32_t)o.d, o.q_heads * o.d);
-        q1.EnQue(q);
-        queries = q1.DeQue<QT>();
+      item.gradients = g1.AllocTensor<VT>();
+      copy_rows(item.gradients, o.grad[(s.row0 * o.heads + s.h) * o.dv], s.rows, (int32_t)o.dv, o.heads * o.dv);
+      g1.EnQue(item.gradients);
+      item.gradients = g1.DeQue<VT>();
+    }
+    if constexpr (PRODUCT) {
+      if (s.opens) {
+        item.queries = q1.AllocTensor<QT>();
+        copy_rows(item.queries, o.q[(s.row0 * o.q_heads + head_q(o, s.h)) * o.d], s.rows, (int32_t)o.d, o.q_heads * o.d);
+        q1.EnQue(item.queries);
+        item.queries = q1.DeQue<QT>();
+      }
+      if (needs_keys(s)) item.keys = k1.AllocTensor<QT>();
+      for (int32_t x = 0; x < s.columns && needs_keys(s); x += (int32_t)o.s_step)
+        copy_rows(item.keys[x * up(o.d, 16)], o.k[((s.key0 + x) * o.k_heads + head_k(o, s.h)) * o.d], part(s, x), (int32_t)o.d, o.k_heads * o.d);
+      if (needs_keys(s)) {
+        k1.EnQue(item.keys);
+        item.keys = k1.DeQue<QT>();
       }
     }
-    int64_t at = (group * DEPTH + slot) * o.r * o.c;
-    if (PRODUCT)
-      square<QT>(o.s[at], queries, k1, o.k[(s.key0 * o.k_heads + head_k(o, s.h)) * o.d], o.k_heads * o.d, s, o.d, o.d_step);
-    square<VT>(o.g[at], gradients, v1, o.v[(s.key0 * o.v_heads + head_v(o, s.h)) * o.dv], o.v_heads * o.dv, s, o.dv, o.d_step);
-    if (s.closes) {
-      g1.FreeTensor(gradients);
-      if (PRODUCT) q1.FreeTensor(queries);
+    held = item;
+    for (int32_t x = 0; x < s.columns; x += (int32_t)o.s_step) {
+      if constexpr (PRODUCT)
+        if (makes_scores(s)) square<ST>(o.s[at + x], held.queries, held.keys[x * up(o.d, 16)], s, x, o.d);
+      if (!makes_gradients(s)) continue;
+      LocalTensor<VT> v = v1.AllocTensor<VT>();
+      copy_rows(v, o.v[((s.key0 + x) * o.v_heads + head_v(o, s.h)) * o.dv], part(s, x), (int32_t)o.dv, o.v_heads * o.dv);
+      v1.EnQue(v);
+      v = v1.DeQue<VT>();
+      square<GT>(o.g[at + x], held.gradients, v, s, x, o.dv);
+      v1.FreeTensor(v);
     }
     CrossCoreSetFlag<2, PIPE_FIX>(SCORES);
   }
+  // What is multiplied has been read when dV and dK of it are written: the flag of scores comes after that.
   __aicore__ inline void outputs(const Step& s, int slot) {
     CrossCoreWaitFlag(WEIGHTS);
-    if (s.phase < PHASES - 1) return;
-    int64_t at = (group * DEPTH + slot) * o.r * o.c, v_head = head_v(o, s.h);
-    if (NEEDS_V) {
-      LocalTensor<VT> p;
-      if constexpr (sizeof(VT) == 4) p = left<VT>(o.pt[at].ReinterpretCast<VT>(), s.columns, s.rows, o.r);
-      else p = left<VT>(o.p[at], s.rows, s.columns, o.c);
-      to_keys<VT>(o.sums[o.dv_first + (s.key0 * o.v_heads + v_head) * o.dv], o.v_heads * o.dv, p, o.grad[(s.row0 * o.heads + s.h) * o.dv],
-                  o.heads * o.dv, o.grad_t[(s.block * o.heads + s.h) * o.dv * o.r], s, (int32_t)o.dv);
-      p1.FreeTensor(p);
+    Held& held = ring[slot];
+    int64_t at = (group * DEPTH + slot) * o.r * o.c;
+    for (int32_t x = 0; x < s.columns && s.phase == PHASES - 1; x += (int32_t)o.s_step) {
+      if (NEEDS_V) values(s, held, at, x);
+      if constexpr (SLOPES) products(s, held, at, x);
     }
-    if (!SLOPES) return;
-    int64_t q_head = head_q(o, s.h), k_head = head_k(o, s.h);
-    LocalTensor<QT> ds;
-    if constexpr (sizeof(QT) == 4) ds = left<QT>(o.dst[at].ReinterpretCast<QT>(), s.columns, s.rows, o.r);
-    else ds = left<QT>(o.ds[at], s.rows, s.columns, o.c);
-    to_keys<QT>(o.sums[o.dk_first + (s.key0 * o.k_heads + k_head) * o.d], o.k_heads * o.d, ds, o.q[(s.row0 * o.q_heads + q_head) * o.d],
-                o.q_heads * o.d, o.qt[(s.block * o.q_heads + q_head) * o.d * o.r], s, (int32_t)o.d);
-    if constexpr (sizeof(QT) == 4) {
-      p1.FreeTensor(ds);
-      ds = left<QT>(o.ds[at], s.rows, s.columns, o.c);
+    if (SLOPES && s.ends) give_queries(s);
+    if constexpr (PRODUCT) {
+      if (needs_keys(s)) k1.FreeTensor(held.keys);
+      if (s.closes) q1.FreeTensor(held.queries);
     }
-    to_queries(s, ds, q_head, k_head);
-    p1.FreeTensor(ds);
+    if (s.closes) g1.FreeTensor(held.gradients);
   }
 
  private:
-  template <class T, class Queue>
-  __aicore__ inline void square(const GlobalTensor<float>& to, const LocalTensor<T>& a, Queue& queue, const GlobalTensor<T>& rows, int64_t stride,
-                                const Step& s, int64_t width, int64_t step) {
-    LocalTensor<T> b = queue.template AllocTensor<T>();
-    copy_rows(b, rows, s.columns, (int32_t)width, stride);
-    queue.EnQue(b);
-    b = queue.template DeQue<T>();
+  struct Held {  // of a tile, in L1
+    LocalTensor<QT> queries, keys;
+    LocalTensor<VT> gradients;
+  };
+  __aicore__ inline bool makes_scores(const Step& s) { return !s.kept || s.phase == 0; }
+  __aicore__ inline bool makes_gradients(const Step& s) { return s.kept ? s.phase == GRADIENTS_FROM : s.phase >= GRADIENTS_FROM; }
+  __aicore__ inline bool needs_keys(const Step& s) { return makes_scores(s) || s.phase == PHASES - 1; }
+  __aicore__ inline int32_t part(const Step& s, int32_t x) { return (int32_t)least(o.s_step, s.columns - x); }
+  template <class To, class T>
+  __aicore__ inline void square(const GlobalTensor<To>& to, const LocalTensor<T>& a, const LocalTensor<T>& b, const Step& s, int32_t x, int64_t width) {
     LocalTensor<float> sums = s0.AllocTensor<float>();
-    product.template add<T, false>(sums, a, b, at_least_two(s.rows), s.columns, (int32_t)width, (int32_t)step, true);
-    queue.FreeTensor(b);
+    product.template add<T, false>(sums, a, b, at_least_two(s.rows), part(s, x), (int32_t)width, (int32_t)o.d_step, true);
     s0.EnQue(sums);
     sums = s0.DeQue<float>();
-    write_rows<float>(to, sums, s.rows, s.columns, o.c);
+    write_rows<To>(to, sums, s.rows, part(s, x), o.c);
     s0.FreeTensor(sums);
   }
   template <class T> __aicore__ inline LocalTensor<T> left(const GlobalTensor<T>& from, int32_t rows, int32_t columns, int64_t stride) {
@@ -93,52 +101,82 @@ class Cube {
     p1.EnQue(a);
     return p1.DeQue<T>();
   }
+  template <class T> __aicore__ inline LocalTensor<T> right(const GlobalTensor<float>& from, int32_t rows, int32_t columns, int64_t stride) {
+    LocalTensor<T> b = b1.AllocTensor<T>();
+    copy_rows(b.template ReinterpretCast<float>(), from, rows, columns, stride);
+    b1.EnQue(b);
+    return b1.DeQue<T>();
+  }
+  __aicore__ inline void values(const Step& s, const Held& held, int64_t at, int32_t x) {
+    int64_t head = head_v(o, s.h);
+    GlobalTensor<float> to = o.sums[o.dv_first + ((s.key0 + x) * o.v_heads + head) * o.dv];
+    if constexpr (sizeof(VT) == 4) {
+      LocalTensor<VT> p = left<VT>(o.pt[at + x * o.r].ReinterpretCast<VT>(), part(s, x), s.rows, o.r);
+      LocalTensor<VT> g = right<VT>(o.grad_t[(s.block * o.heads + s.h) * o.dv * o.r], (int32_t)o.dv, s.rows, o.r);
+      to_keys<VT>(to, o.v_heads * o.dv, p, g, s, x, (int32_t)o.dv);
+      b1.FreeTensor(g);
+      p1.FreeTensor(p);
+    } else {
+      LocalTensor<VT> p = left<VT>(o.p[at + x], s.rows, part(s, x), o.c);
+      to_keys<VT>(to, o.v_heads * o.dv, p, held.gradients, s, x, (int32_t)o.dv);
+      p1.FreeTensor(p);
+    }
+  }
+  __aicore__ inline void products(const Step& s, const Held& held, int64_t at, int32_t x) {
+    int64_t q_head = head_q(o, s.h), k_head = head_k(o, s.h);
+    GlobalTensor<float> to = o.sums[o.dk_first + ((s.key0 + x) * o.k_heads + k_head) * o.d];
+    if constexpr (sizeof(QT) == 4) {
+      LocalTensor<QT> turned = left<QT>(o.dst[at + x * o.r].ReinterpretCast<QT>(), part(s, x), s.rows, o.r);
+      LocalTensor<QT> q = right<QT>(o.qt[(s.block * o.q_heads + q_head) * o.d * o.r], (int32_t)o.d, s.rows, o.r);
+      to_keys<QT>(to, o.k_heads * o.d, turned, q, s, x, (int32_t)o.d);
+      b1.FreeTensor(q);
+      p1.FreeTensor(turned);
+    }
+    LocalTensor<QT> ds = left<QT>(o.ds[at + x], s.rows, part(s, x), o.c);
+    if constexpr (sizeof(QT) == 2) to_keys<QT>(to, o.k_heads * o.d, ds, held.queries, s, x, (int32_t)o.d);
+    if (s.begins && x == 0) dq = dq0.AllocTensor<float>();
+    if constexpr (sizeof(QT) == 4) {
+      LocalTensor<QT> k = right<QT>(o.kt[(s.key_tile * o.k_heads + k_head) * o.d * o.c + x], (int32_t)o.d, part(s, x), o.c);
+      to_queries<QT>(s, ds, k, x);
+      b1.FreeTensor(k);
+    } else to_queries<QT>(s, ds, held.keys[x * up(o.d, 16)], x);
+    p1.FreeTensor(ds);
+  }
   // tile[keys, width] += (weights or slopes)t (dO or Q).
   template <class T>
-  __aicore__ inline void to_keys(const GlobalTensor<float>& to, int64_t to_stride, const LocalTensor<T>& a, const GlobalTensor<T>& rows,
-                                 int64_t stride, const GlobalTensor<float>& turned, const Step& s, int32_t width) {
+  __aicore__ inline void to_keys(const GlobalTensor<float>& to, int64_t to_stride, const LocalTensor<T>& a, const LocalTensor<T>& b, const Step& s,
+                                 int32_t x, int32_t width) {
     constexpr bool whole = sizeof(T) == 4;
-    LocalTensor<T> b = b1.AllocTensor<T>();
-    if constexpr (whole) copy_rows(b, turned, width, s.rows, o.r);
-    else copy_rows(b, rows, s.rows, width, stride);
-    b1.EnQue(b);
-    b = b1.DeQue<T>();
     LocalTensor<float> sums = t0.AllocTensor<float>();
-    product.template add<T, !whole, !whole>(sums, a, b, at_least_two(s.columns), width, s.rows, (int32_t)o.c_step, true);
-    b1.FreeTensor(b);
+    product.template add<T, !whole, !whole>(sums, a, b, at_least_two(part(s, x)), width, s.rows, (int32_t)o.c_step, true);
     t0.EnQue(sums);
     sums = t0.DeQue<float>();
     SetAtomicAdd<float>();
-    write_rows<float>(to, sums, s.columns, width, to_stride);
+    write_rows<float>(to, sums, part(s, x), width, to_stride);
     SetAtomicNone();
     t0.FreeTensor(sums);
   }
-  __aicore__ inline void to_queries(const Step& s, const LocalTensor<QT>& ds, int64_t q_head, int64_t k_head) {
-    constexpr bool whole = sizeof(QT) == 4;
-    LocalTensor<QT> b = b1.AllocTensor<QT>();
-    if constexpr (whole) copy_rows(b.ReinterpretCast<float>(), o.kt[(s.key_tile * o.k_heads + k_head) * o.d * o.c], (int32_t)o.d, s.columns, o.c);
-    else copy_rows(b, o.k[(s.key0 * o.k_heads + k_head) * o.d], s.columns, (int32_t)o.d, o.k_heads * o.d);
-    b1.EnQue(b);
-    b = b1.DeQue<QT>();
-    if (s.begins) dq = dq0.AllocTensor<float>();
-    product.add<QT, !whole>(dq, ds, b, at_least_two(s.rows), (int32_t)o.d, s.columns, (int32_t)o.c_step, s.begins);
-    b1.FreeTensor(b);
-    if (!s.ends) return;
+  template <class T> __aicore__ inline void to_queries(const Step& s, const LocalTensor<T>& ds, const LocalTensor<T>& k, int32_t x) {
+    product.template add<T, sizeof(T) == 2>(dq, ds, k, at_least_two(s.rows), (int32_t)o.d, part(s, x), (int32_t)o.c_step, s.begins && x == 0);
+  }
+  __aicore__ inline void give_queries(const Step& s) {
     dq0.EnQue(dq);
     dq = dq0.DeQue<float>();
     SetAtomicAdd<float>();
-    write_rows<float>(o.sums[(s.row0 * o.q_heads + q_head) * o.d], dq, s.rows, (int32_t)o.d, o.q_heads * o.d);
+    write_rows<float>(o.sums[(s.row0 * o.q_heads + head_q(o, s.h)) * o.d], dq, s.rows, (int32_t)o.d, o.q_heads * o.d);
     SetAtomicNone();
     dq0.FreeTensor(dq);
   }
   const Operands& o;
   TPipe pipe;
   Product product;
-  TQue<TPosition::A1, 1> q1, g1, p1;
-  TQue<TPosition::B1, 1> k1, v1, b1;
+  TQue<TPosition::A1, DEPTH> q1, g1;
+  TQue<TPosition::A1, 2> p1;
+  TQue<TPosition::B1, DEPTH> k1;
+  TQue<TPosition::B1, 2> v1;
+  TQue<TPosition::B1, 1> b1;
   TQue<TPosition::CO1, 1> s0, t0, dq0;
-  LocalTensor<QT> queries;
-  LocalTensor<VT> gradients;
+  Held item, ring[DEPTH];
   LocalTensor<float> dq;
   int64_t group = 0;
 };

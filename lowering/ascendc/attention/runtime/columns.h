@@ -58,7 +58,8 @@ class Columns {
     bool empty = first >= last;
     words.SetValue(0, empty ? 0 : (int32_t)(first / o.c));
     words.SetValue(1, empty ? 0 : (int32_t)((last + o.c - 1) / o.c));
-    copy_out(o.blocks[g * BLOCK_WORDS], words, 2 + 2 * EXTREME_ROWS);
+    words.SetValue(2, (int32_t)last);
+    copy_out(o.blocks[g * BLOCK_WORDS], words, FIRST_WORD + 2 * (EXTREME_ROWS + RUN_ROWS));
     if (sizeof(QT) == 4 && BACKWARD && PRODUCT) transpose(o.q.ReinterpretCast<float>(), o.q_heads, o.d, row0, (int32_t)(row1 - row0), o.qt, g, o.r);
     if (sizeof(VT) == 4 && BACKWARD) transpose(o.grad.ReinterpretCast<float>(), o.heads, o.dv, row0, (int32_t)(row1 - row0), o.grad_t, g, o.r);
     if (empty && !BACKWARD) fill(row0, row1, NATURAL ? from_bits(0x7fc00000u) : 0.0f);
@@ -79,7 +80,7 @@ class Columns {
     for (int32_t y = 0; y < count; y++) fits &= x.column_values(b, o.key_positions.GetValue(key0 + y), y);
     LocalTensor<int32_t> words = x.piece<int32_t>(x.spread_at, KEY_WORDS);
     x.key_extremes(words, count, true);
-    if (EXTREME_COLUMNS) copy_out(o.key_tiles[kt * KEY_WORDS], words, 2 * EXTREME_COLUMNS);
+    if (EXTREME_COLUMNS + RUN_COLUMNS) copy_out(o.key_tiles[kt * KEY_WORDS], words, 2 * (EXTREME_COLUMNS + RUN_COLUMNS));
     for (int k = 0; k < COLUMN_VALUES; k++) copy_out(o.key_columns[k * o.k_rows + key0], x.given_column<int32_t>(k), count);
     for (int64_t h = 0; h < (HEAD_COLUMN_VALUES ? o.heads : 0); h++) {
       for (int32_t y = 0; y < count; y++) fits &= x.head_column_values(b, h, o.key_positions.GetValue(key0 + y), y);

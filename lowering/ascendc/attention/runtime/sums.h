@@ -3,26 +3,27 @@
   int64_t slot = 0;      // of the workspace
   int32_t slot_row = 0;  // the tile's first row there
 
-  // A tile to the cube core, in the dtype that it multiplies with; in float32 also transposed, which the cube cannot.
-  template <class T> __aicore__ inline void give(const GlobalTensor<T>& to, const GlobalTensor<float>& turned, const LocalTensor<float>& tile_,
-                                                 const LocalTensor<float>& work, const LocalTensor<int32_t>& places) {
+  // A tile to the cube core, in the dtype that it multiplies with.
+  template <class T> __aicore__ inline void give(const GlobalTensor<T>& to, const LocalTensor<float>& tile_) {
     LocalTensor<T> w = out.AllocTensor<T>();
     if constexpr (sizeof(T) == 4) DataCopy(w, tile_, n);
     else Cast(w, tile_, RoundMode::CAST_RINT, n);
     out.EnQue(w);
     w = out.DeQue<T>();
     uint32_t bytes = (uint32_t)(columns * sizeof(T)), gap = (uint32_t)(width * sizeof(T) - up(bytes, 32)) / 32;
-    DataCopyPad(to[(slot * o.r + slot_row) * o.c], w, DataCopyExtParams((uint16_t)rows, bytes, gap, (uint32_t)((o.c - columns) * sizeof(T)), 0));
+    DataCopyPad(to[(slot * o.r + slot_row) * o.c + first_column], w, DataCopyExtParams((uint16_t)rows, bytes, gap, (uint32_t)((o.c - columns) * sizeof(T)), 0));
     out.FreeTensor(w);
-    if constexpr (sizeof(T) == 4) {
-      order<HardEvent::MTE3_V>();
-      ArithProgression(places, (int32_t)0, width * 4, rows);
-      for (int32_t c = 0; c < columns; c++) Gather(work[c * rows8], tile_, places.ReinterpretCast<uint32_t>(), (uint32_t)(c * 4), (uint32_t)rows);
-      order<HardEvent::V_MTE3>();
-      DataCopyPad(turned[slot * o.r * o.c + slot_row], work,
-                  DataCopyExtParams((uint16_t)columns, (uint32_t)(rows * 4), 0, (uint32_t)((o.r - rows) * 4), 0));
-      order<HardEvent::MTE3_V>();
-    }
+  }
+  // In float32 also transposed, which the cube cannot.
+  __aicore__ inline void turn(const GlobalTensor<float>& to, const LocalTensor<float>& tile_, const LocalTensor<float>& work,
+                              const LocalTensor<int32_t>& places) {
+    order<HardEvent::MTE3_V>();
+    ArithProgression(places, (int32_t)0, width * 4, rows);
+    for (int32_t c = 0; c < columns; c++) Gather(work[c * rows8], tile_, places.ReinterpretCast<uint32_t>(), (uint32_t)(c * 4), (uint32_t)rows);
+    order<HardEvent::V_MTE3>();
+    DataCopyPad(to[slot * o.r * o.c + first_column * o.r + slot_row], work,
+                DataCopyExtParams((uint16_t)columns, (uint32_t)(rows * 4), 0, (uint32_t)((o.r - rows) * 4), 0));
+    order<HardEvent::MTE3_V>();
   }
   __aicore__ inline void add_to_rows(int k, const LocalTensor<float>& x, const LocalTensor<float>& row_) {
     cut(x, 0.0f);
@@ -56,7 +57,7 @@
   }
   // Sums in the dtype of an output; every core a part.
   template <class T> __aicore__ inline void store(const GlobalTensor<T>& to, const GlobalTensor<float>& from, int64_t count, bool good) {
-    int64_t core = GetBlockIdx(), cores = o.cores * 2, most_at_once = o.vr * o.c, end = count * (core + 1) / cores;
+    int64_t core = GetBlockIdx(), cores = o.cores * 2, most_at_once = o.vr * o.vc, end = count * (core + 1) / cores;
     LocalTensor<float> wide = tile<float>(0);
     for (int64_t at = count * core / cores; at < end; at += most_at_once) {
       int32_t some = (int32_t)least(end - at, most_at_once);

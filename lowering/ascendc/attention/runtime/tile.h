@@ -21,14 +21,17 @@ template <HardEvent event> __aicore__ inline void order() {
 
 // A tile: `rows` of `width` elements, of which `columns` are meant; width is a multiple of 64, so that every count is
 // one that Compare takes. Rows and columns of a tile are padded to 8 and to `width`.
+constexpr int FIRST_WORD = 3;  // of a block's extremes, behind its first tile, its end in tiles, and its end in keys
 struct Tile {
   int32_t rows = 0, rows8 = 0, columns = 0, width = 0, n = 0;
   bool whole = false;  // do all pairs pass the masks that masks.py proves?
+  bool inside_tables = false;  // do all pairs look values that heads share up inside their tables?
   GlobalTensor<int32_t> row_words, key_words;  // extremes of the tile's block of rows, behind its range of tiles; of its keys
   int32_t most_rows = 0, most_columns = 0, given_rows = 0;  // of a tile; of what a core keeps of an item
-  int32_t first_row = 0;                                    // of the tile, in what the core keeps
+  int32_t first_row = 0, first_column = 0;                  // of the tile, in what the core keeps
+  int32_t given_columns = 0;
   uint32_t tiles_at = 0, bits_at = 0, rows_at = 0, columns_at = 0, given_rows_at = 0, given_columns_at = 0, spread_at = 0, taken = 0;
-  LocalTensor<float> arrived[8];                            // scores and gradients of weights, from the cube core; shared values
+  LocalTensor<float> arrived[16];                           // scores and gradients of weights, from the cube core; shared values; collected gradients
   TBuf<TPosition::VECCALC> memory;
 
   __aicore__ inline uint32_t take(int64_t bytes) {
@@ -53,7 +56,7 @@ struct Tile {
   template <class T> __aicore__ inline LocalTensor<T> kept_row(int k) { return piece<T>(given_rows_at + k * given_rows * 4, given_rows); }
   template <class T> __aicore__ inline LocalTensor<T> given_row(int k) { return kept_row<T>(k)[first_row]; }
   template <class T> __aicore__ inline LocalTensor<T> given_column(int k) {
-    return piece<T>(given_columns_at + k * most_columns * 4, most_columns);
+    return piece<T>(given_columns_at + k * given_columns * 4, given_columns)[first_column];
   }
   template <class T> __aicore__ inline LocalTensor<T> given_tile(int k) { return arrived[k].ReinterpretCast<T>(); }
   template <class T> __aicore__ inline LocalTensor<T> spread() { return piece<T>(spread_at, most_rows * 8); }
@@ -69,10 +72,13 @@ struct Tile {
     words.SetValue(at, low);
     words.SetValue(at + 1, high);
   }
-  __aicore__ inline int64_t row_least(int k) { return row_words.GetValue(2 + 2 * k); }
-  __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(3 + 2 * k); }
+  __aicore__ inline int64_t row_least(int k) { return row_words.GetValue(FIRST_WORD + 2 * k); }
+  __aicore__ inline int64_t row_most(int k) { return row_words.GetValue(FIRST_WORD + 1 + 2 * k); }
   __aicore__ inline int64_t key_least(int k) { return key_words.GetValue(2 * k); }
   __aicore__ inline int64_t key_most(int k) { return key_words.GetValue(2 * k + 1); }
+  // With the zeros that fill a tile's last columns.
+  __aicore__ inline int64_t padded_least(int64_t x) { return columns == width ? x : least(x, 0); }
+  __aicore__ inline int64_t padded_most(int64_t x) { return columns == width ? x : most(x, 0); }
 
   // Each element of a row fills a block of `spread`, which an instruction reads for all columns.
   template <class T> __aicore__ inline void spread_out(const LocalTensor<T>& y) {

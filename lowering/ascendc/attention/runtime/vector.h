@@ -4,26 +4,31 @@ class Vector : VectorCore {
   __aicore__ inline Vector(const Operands& o) : VectorCore(o) {}
   __aicore__ inline void run() {
     pipe.InitBuffer(x.memory, (uint32_t)o.scratch);
-    if (PRODUCT) pipe.InitBuffer(in, 2, (uint32_t)(o.vr * o.c * 4));
-    pipe.InitBuffer(out, 2, (uint32_t)(o.vr * o.c * sizeof(VT)));
+    if (PRODUCT) pipe.InitBuffer(in, 2, (uint32_t)(o.vr * o.vc * sizeof(ST)));
+    pipe.InitBuffer(out, 2, (uint32_t)(o.vr * o.vc * sizeof(VT)));
     x.layout();
     tiles(*this);
   }
   __aicore__ inline void step(const Step& s, int slot, int32_t from, int32_t rows) {
     for (int32_t y = 0; y < rows; y += (int32_t)o.vr) {
-      x.first_row = y;
-      x.shape((int32_t)least(o.vr, rows - y), s.columns);
-      int64_t at = ((group * DEPTH + slot) * o.r + from + y) * o.c;
-      if (PRODUCT) x.arrived[0] = arrive(in, o.s[at]);
-      begin_shared(s, y);
-      if (s.phase < PHASES - 1) x.statistics();
-      else weights(at);
-      end_shared();
-      if (PRODUCT) in.FreeTensor(x.arrived[0]);
+      for (int32_t c = 0; c < s.columns; c += (int32_t)o.vc) {
+        part(s, rows, y, c);
+        tile(s, ((group * DEPTH + slot) * o.r + from + y) * o.c + c, ((group * o.s_slots + s.slot) * o.r + from + y) * o.c + c);
+      }
+      if (s.gathered) x.finish_statistics(-1);
     }
   }
 
  private:
+  __aicore__ inline void tile(const Step& s, int64_t at, int64_t score) {
+    LocalTensor<ST> scores;
+    if (PRODUCT) scores = arrive<ST>(in, o.s[score]), x.arrived[0] = scores.template ReinterpretCast<float>();
+    begin_shared(s);
+    if (s.phase == PHASES - 1) weights(at);
+    else x.statistics();
+    end_shared();
+    if (PRODUCT) in.FreeTensor(scores);
+  }
   __aicore__ inline void weights(int64_t at) {
     LocalTensor<float> p = x.weights();
     if (!fits || !x.fits) Duplicate(p, from_bits(0x7fc00000u), x.n);

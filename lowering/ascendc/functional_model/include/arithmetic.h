@@ -62,6 +62,23 @@ BINARY(And, false, (int64_t)a & (int64_t)b, int16_t, uint16_t)
 BINARY(Or, false, (int64_t)a | (int64_t)b, int16_t, uint16_t)
 #undef BINARY
 
+// dst = src0 * dst + src1. The documents do not say how often it is rounded: once here.
+template <class T> void fused_mul_add(const Lanes& lanes, const Operand<T>& dst, const Operand<T>& x, const Operand<T>& y) {
+  Operation op(PIPE_V, "FusedMulAdd");
+  types<T, half, float>(op.name);
+  each(op, lanes, dst, [](T a, T sum, T b) { return (T)std::fma((float)a, (float)sum, (float)b); }, x, dst, y);
+}
+template <class T> void FusedMulAdd(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, const int32_t& count) {
+  constexpr int w = width_of<T>();
+  fused_mul_add(lanes_of_count("FusedMulAdd", w, true, count), in_a_row(dst, w), in_a_row(x, w), in_a_row(y, w));
+}
+template <class T, bool isSetMask = true, class Mask>
+void FusedMulAdd(const LocalTensor<T>& dst, const LocalTensor<T>& x, const LocalTensor<T>& y, Mask mask, int64_t repeats,
+                 const BinaryRepeatParams& p) {
+  fused_mul_add(lanes_of_mask("FusedMulAdd", width_of<T>(), isSetMask, mask, repeats), Operand<T>{dst, p.dstBlkStride, p.dstRepStride},
+                Operand<T>{x, p.src0BlkStride, p.src0RepStride}, Operand<T>{y, p.src1BlkStride, p.src1RepStride});
+}
+
 #define WITH_SCALAR(Name, formula, ...)                                                                                    \
   template <class T> T Name##_of(T first, T second) { auto a = wide(first), b = wide(second); return (T)(formula); }       \
   template <class T> void Name##_in(const Lanes& lanes, const Operand<T>& dst, const Operand<T>& src, T scalar) {          \

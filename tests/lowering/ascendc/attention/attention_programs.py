@@ -83,6 +83,14 @@ def _targets(batch: int) -> Sample:
     return Sample({"score": score, "key_high": E.add(i, const(1))}, leaves)
 
 
+def _valid_keys(batch: int) -> Sample:
+    """A mask of keys that is multiplied with: whole tiles pass it, and the last keys of a long sequence do not."""
+    mask = E.and_(CAUSAL, E.not_(E.eq0(load("valid", [b, j], "i"))))
+    score = E.binary("mul", _over_n(E.unary("silu", S)), E.cast(mask, "f32"), "f32")
+    valid = (torch.arange(LENGTH) < 66).long().expand(batch, LENGTH).contiguous()
+    return Sample({"score": score, "key_high": E.add(i, const(1))}, {"valid": valid})
+
+
 def _fuxi_position(batch: int) -> Sample:
     return Sample({"score": _masked(CAUSAL, _position()), "key_high": E.add(i, const(1))},
                   {"position": torch.randn(2 * LENGTH - 1)}, needs_product=False)  # fmt: skip
@@ -102,8 +110,23 @@ def _gelu_dense_keys(batch: int) -> Sample:
 
 PROGRAMS: dict[str, Callable[[int], Sample]] = {
     "silu_rab_time": _silu_rab_time, "softmax": _softmax, "window": _window, "targets": _targets,
+    "valid_keys": _valid_keys,
     "fuxi_position": _fuxi_position, "fuxi_time": _fuxi_time, "gelu_dense_keys": _gelu_dense_keys,
 }  # fmt: skip
+
+
+IN_FLOAT32 = {"window", "gelu_dense_keys"}  # scores and weights of half-precision operands, too
+
+
+def as_autocast(fields: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Fields whose products are in `dtype`, as torch's autocast gives them, and all between them in float32."""
+    if dtype == "f32":
+        return fields
+    last = "post" if "post" in fields else "score"
+    narrow = E.cast(make("s", (), dtype), "f32")
+    return fields | {"score": E.substitute(fields["score"], {S: narrow})} | {
+        last: E.cast(E.substitute(fields[last], {S: narrow}), dtype)
+    }
 
 
 def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, d: int = 12, dv: int = 20) -> list[Any]:
@@ -121,7 +144,8 @@ def operands(name: str, lengths: list[int], dtype: torch.dtype = torch.float32, 
     q, k = torch.randn(places.numel(), 4, d).to(dtype), torch.randn(key_places.numel(), few, d).to(dtype)
     v = torch.randn(key_places.numel(), few, dv).to(dtype)
     out = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
-    program = ScoreProgram(leaves=tuple(sample.leaves), sizes=("N",), out_dtype=out, **sample.fields)
+    fields = sample.fields if name in IN_FLOAT32 else as_autocast(sample.fields, out)
+    program = ScoreProgram(leaves=tuple(sample.leaves), sizes=("N",), out_dtype=out, **fields)
     q, k = (q, k) if sample.needs_product else (None, None)
     leaves = list(sample.leaves.values())
     return [q, k, v, leaves, offsets, places, keys, key_places, 4, [LENGTH], None, program.text()]

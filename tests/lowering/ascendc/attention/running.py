@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from gr_compile.ops.attention_blocks import Inputs
 from gr_compile.ops.score_program import ScoreProgram
 
 MACHINE = machine("910b1")
-SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0)
+SMALL = Choice(32, 64, 8, 64, 64, {"L0A": 32768, "L0B": 65536}, 0.0, 0.0, s_step=32)
+WIDE = replace(SMALL, columns=128, vector_columns=64)  # that the vector code takes in parts
 
 
 def forward(inputs: Inputs, tiling: Choice | None = SMALL, cores: int = 2) -> Tensor:
@@ -56,8 +59,7 @@ def run(kernel: Kernel, inputs: Inputs, outputs: Sequence[In | Out]) -> list[Ten
 
 def exact(found: Inputs) -> Inputs:
     """The same operands in float64, for a program that computes in float64."""
-    text = found.program.text().replace("out_dtype f16", "out_dtype f64").replace("out_dtype bf16", "out_dtype f64")
-    program = ScoreProgram.parse(text.replace("f32", "f64"))
+    program = ScoreProgram.parse(re.sub(r"\b(f32|f16|bf16)\b", "f64", found.program.text()))
     leaves = {name: x.double() if x.is_floating_point() else x for name, x in found.leaves.items()}
     q, k = (None if x is None else x.double() for x in (found.q, found.k))
     return dataclasses.replace(found, program=program, q=q, k=k, v=found.v.double(), leaves=leaves)

@@ -11,14 +11,17 @@ import pytest
 import torch
 from attention_programs import PROGRAMS, operands
 from program_generator import Shapes, generate
-from running import MACHINE, SMALL, backward, distance, exact, forward, run
+from running import MACHINE, SMALL, WIDE, backward, distance, exact, forward, run
 from torch import Tensor
 
+from gr_compile.lowering.ascendc.attention.backward import Backward, wants
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
-from gr_compile.lowering.ascendc.functional_model import Out
+from gr_compile.lowering.ascendc.functional_model import Broken, In, Out
+from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.ops.attention_backward import attention_backward
+from gr_compile.ops.attention_blocks import Inputs
 from gr_compile.ops.attention_reference import attention
 from gr_compile.ops.jagged_attention import inputs_of
 
@@ -43,12 +46,31 @@ def test_gradients(name: str, dtype: torch.dtype) -> None:
     found = inputs_of(*operands(name, LENGTHS, dtype))
     out = attention(exact(found))
     grad = torch.randn(out.shape).to(dtype)
-    wide = exact(found)
+    for got, want in zip(backward(found, grad), _gradients(found, grad), strict=True):
+        assert distance(got, want) < WITHIN[dtype]
+
+
+def _gradients(found: Inputs, grad: Tensor) -> list[Tensor]:
+    """In float64."""
     floats = [x.is_floating_point() for x in found.leaves.values()]
     needs = [found.q is not None, found.k is not None, True, *floats]
-    wanted = [x for x, need in zip(attention_backward(wide, grad.double(), needs), needs) if need]
-    for got, want in zip(backward(found, grad), wanted, strict=True):
-        assert distance(got, want) < WITHIN[dtype]
+    return [x for x, need in zip(attention_backward(exact(found), grad.double(), needs), needs) if need]
+
+
+LONG = [200, 3, 65]  # items of several tiles, whose scores stay in the workspace between phases
+PARTS = [("silu_rab_time", LENGTHS), ("softmax", LONG), ("window", LONG)]
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"), [pytest.param(*x, marks=[] if x[0] == "softmax" else pytest.mark.slow) for x in PARTS]
+)
+def test_tiles_that_the_vector_code_takes_in_parts(name: str, lengths: list[int]) -> None:
+    found = inputs_of(*operands(name, lengths))
+    out = attention(exact(found))
+    grad = torch.randn(out.shape)
+    assert distance(forward(found, WIDE), out) < 1e-5
+    for got, want in zip(backward(found, grad, WIDE), _gradients(found, grad), strict=True):
+        assert distance(got, want) < 1e-5
 
 
 @pytest.mark.slow
@@ -72,6 +94,70 @@ def test_shared_values_that_have_no_room_are_made_again() -> None:
     out = [Out((sum(LENGTHS), 4, 20), torch.float32)]
     without = dataclasses.replace(kernel, tiling={**kernel.tiling, "shared_tiles": 1})
     assert torch.equal(run(without, found, out)[0], run(kernel, found, out)[0])
+
+
+def test_scores_that_have_no_room_are_made_again() -> None:
+    found = inputs_of(*operands("softmax", LONG))
+    kernel = Forward(Call.of(found)).kernel(MACHINE, SMALL, 2)
+    out = [Out((sum(LONG), 4, 20), torch.float32)]
+    kept = kernel.tiling["kept"]
+    without = dataclasses.replace(kernel, tiling={**kernel.tiling, "kept": 1, "s_slots": kernel.tiling["s_slots"] - kept + 1})
+    assert torch.equal(run(without, found, out)[0], run(kernel, found, out)[0])
+
+
+def test_places_with_holes_are_no_diagonals() -> None:
+    """Positions that step by more than one, and a table that is read behind its end: pair by pair, and right."""
+    given = operands("silu_rab_time", [30, 20])
+    given[5], given[7] = (x * 2 + (x > 7) * 3 for x in (given[5], given[7]))
+    given[3][0] = given[3][0][:100]
+    found = inputs_of(*given)
+    grad = torch.randn(50, 4, 20)
+    for got, want in zip(backward(found, grad), _gradients(found, grad), strict=True):
+        assert distance(got, want) < 1e-5
+
+
+FORWARD_MUTANTS = [
+    ("order<HardEvent::MTE2_FIX>();", "", "hazard"),
+    ("if (s.gathered) x.finish_statistics(-1);", "", ""),
+    ("o.kept + items % DEPTH * SHORT + tile - t0;", "o.kept + tile - t0;", "hazard"),
+]
+BACKWARD_MUTANTS = [
+    ("order<HardEvent::MTE3_MTE2>();  // collected", "// collected", "hazard"),
+    ("if (k > first) And(here, here, beyond, n / 16);", "", ""),
+    ("if (!first_head) SetAtomicAdd<float>();", "", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "instead", "rule"), FORWARD_MUTANTS, ids=[x[0][:30] for x in FORWARD_MUTANTS])
+def test_a_softmax_without_a_line_is_refused_or_wrong(line: str, instead: str, rule: str) -> None:
+    found = inputs_of(*operands("softmax", LONG))
+    kernel = _mutant(Forward(Call.of(found)).kernel(MACHINE, SMALL, 2), line, instead)
+    out = [Out((sum(LONG), 4, 20), torch.float32)]
+    if rule:
+        with pytest.raises(Broken, match=rule):
+            run(kernel, found, out)
+    else:
+        assert distance(run(kernel, found, out)[0], attention(exact(found))) > 1e-3
+
+
+@pytest.mark.parametrize(("line", "instead", "rule"), BACKWARD_MUTANTS, ids=[x[0][:30] for x in BACKWARD_MUTANTS])
+def test_gradients_of_tables_without_a_line_are_refused_or_wrong(line: str, instead: str, rule: str) -> None:
+    found = inputs_of(*operands("silu_rab_time", [70, 70]))
+    call, grad = Call.of(found), torch.randn(140, 4, 20)
+    kernel = _mutant(Backward(call, wants(call)).kernel(MACHINE, SMALL, 2), line, instead)
+    given = [found.q, found.k, found.v, *(x for x in found.leaves.values() if x.is_floating_point())]
+    outputs = [In(grad), *(Out(tuple(x.shape), x.dtype) for x in given if x is not None)]
+    if rule:
+        with pytest.raises(Broken, match=rule):
+            run(kernel, found, outputs)
+    else:
+        got = zip(run(kernel, found, outputs), _gradients(found, grad), strict=True)
+        assert max(distance(x, y) for x, y in got) > 1e-3
+
+
+def _mutant(kernel: Kernel, line: str, instead: str) -> Kernel:
+    assert kernel.source.count(line) == 1
+    return dataclasses.replace(kernel, source=kernel.source.replace(line, instead))
 
 
 def test_a_whole_number_that_does_not_fit_is_no_wrong_number() -> None:

@@ -10,7 +10,7 @@ from gr_compile.analysis import expr as E
 from gr_compile.analysis.expr import Expr, const, index
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
-from gr_compile.lowering.ascendc.attention.masks import proof, provable
+from gr_compile.lowering.ascendc.attention.masks import Extremes, proof, provable
 from gr_compile.lowering.ascendc.attention.values import PROVED
 from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.ops.evaluate import evaluate
@@ -23,7 +23,8 @@ WITHIN = E.ge0(E.sub(const(9), E.sub(i, j)))
 EITHER = E.or_(E.and_(CAUSAL, WITHIN), E.ge0(E.sub(const(4), i)))
 MASKS = {
     "causal": CAUSAL, "window": E.and_(CAUSAL, WITHIN), "either": EITHER, "apart": E.not_(E.eq0(E.sub(i, j))),
-    "same": E.eq0(E.sub(i, j)), "nobody": E.not_(EITHER),
+    "same": E.eq0(E.sub(i, j)), "nobody": E.not_(EITHER), "row": E.ge0(E.sub(i, const(5))),
+    "key": E.and_(CAUSAL, E.not_(E.ge0(E.sub(j, const(8))))),
 }  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def test_what_is_proved_of_a_tile_holds_for_all_its_pairs(
 ) -> None:
     function = _function()
     masks = provable([_where(MASKS[name])], function)
-    condition, extremes = proof(masks, function)
+    extremes = Extremes()
+    condition = proof(masks, function, extremes)
     values = {i: torch.arange(*rows).view(1, -1, 1), j: torch.arange(*keys).view(1, 1, -1)}
     columns = function.context.columns
 
@@ -56,21 +58,21 @@ def test_what_is_proved_of_a_tile_holds_for_all_its_pairs(
     proved = eval(python, {"false": False, **names})
     holds = all(bool((evaluate(x, values) == (wanted == PROVED)).all()) for x, wanted in masks.items())
     assert proved <= holds
-    if name in ("causal", "window", "same", "apart"):  # of one comparison, or several that must all hold
+    if name in ("causal", "window", "same", "apart", "row", "key"):  # of one comparison, or several that must all hold
         assert proved == holds
 
 
 @pytest.mark.parametrize(
     "mask",
     [
-        E.compare("lt", E.make("s", (), "f32"), ZERO), E.ge0(E.sub(i, const(3))), E.ge0(E.add(E.sub(i, j), h)),
+        E.compare("lt", E.make("s", (), "f32"), ZERO), E.ge0(E.add(E.sub(i, j), h)), E.ge0(E.sub(i, h)),
     ],
-    ids=["of scores", "of a row alone", "of a head"],
+    ids=["of scores", "of a head", "of a row and a head"],
 )  # fmt: skip
 def test_what_is_not_provable(mask: Expr) -> None:
     function = _function()
     found = provable([_where(mask)], function)
-    assert not found and proof(found, function)[0] == "false"
+    assert not found and proof(found, function, Extremes()) == "false"
 
 
 def test_a_mask_that_is_multiplied_with_is_provable() -> None:

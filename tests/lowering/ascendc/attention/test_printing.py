@@ -9,11 +9,14 @@ import torch
 from attention_programs import PROGRAMS, S, operands
 
 from gr_compile.analysis import expr as E
+from gr_compile.analysis.derive import derivative
 from gr_compile.analysis.expr import const, index, load
 from gr_compile.lowering.ascendc.attention.backward import Backward, wants
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, allocate
+from gr_compile.lowering.ascendc.attention.values import Value
+from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.ops import ScoreProgram
@@ -56,6 +59,19 @@ def test_a_value_is_computed_once() -> None:
     twice = E.unary("silu", S)
     text = _printed(E.binary("add", twice, E.binary("mul", twice, S, "f32"), "f32")).dump()
     assert text.count("Exp(") == 1
+
+
+def test_a_value_that_is_overwritten_is_made_again() -> None:
+    """A softmax lies where its scores lay; the slope of SiLU reads what SiLU has computed."""
+    f = Function(_printed(E.unary("silu", S)).context, {S: Value(Register(-1, "tile", 0))})
+    first = f.value(E.unary("silu", S)).register
+    assert first is not None
+    f.forget(first)
+    slope = E.binary("mul", E.unary("sigmoid", S), derivative(E.unary("silu", S), S).args[1], "f32")
+    f.value(slope)
+    made = [x.text.split("(")[0] for x in f.instructions]
+    assert made == ["Muls", "Exp", "Adds", "Div", "Div", "Sub", "Adds", "Div"]
+    assert first not in [x for each in f.instructions[4:] for x in each.operands]
 
 
 def test_the_dump_of_a_causal_silu() -> None:

@@ -13,7 +13,7 @@ from gr_compile.lowering.ascendc.attention.backward import Backward, wants
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
-from gr_compile.lowering.ascendc.attention.printer import Printer
+from gr_compile.lowering.ascendc.attention.printer import Given, Printer
 from gr_compile.lowering.ascendc.attention.second_opinion import (
     ENVIRONMENT,
     NoOpinion,
@@ -44,7 +44,7 @@ def _printer(name: str, backward: bool) -> Printer:
 
 
 def _opinions(planner: Path, printer: Printer, tiling: Tiling) -> list[Opinion]:
-    found = [*printer.functions(printer.shared).values(), making(printer.shared, printer.context)]
+    found = [*printer.functions(Given(printer.shared)).values(), making(printer.shared, printer.context)]
     return [ask(planner, program_of(each, printer.demand(), tiling), MACHINE) for each in found]
 
 
@@ -70,8 +70,9 @@ def wider(demand: Demand, tiling: Tiling, size: int) -> Tiling:
     column = tiling.vector_rows * (4 * demand.tiles + demand.bits / 8) + 4 * demand.columns
     more = up(int((size - tiling.buffers["UB"]) / column) + 1, 64)
     return dataclasses.replace(
-        tiling, columns=tiling.columns + more, buffers={"UB": tiling.buffers["UB"] + int(more * column)}
-    )
+        tiling, vector_columns=(tiling.vector_columns or tiling.columns) + more,
+        buffers={"UB": tiling.buffers["UB"] + int(more * column)},
+    )  # fmt: skip
 
 
 def test_registers_live_from_their_instruction_to_their_last_reader() -> None:

@@ -146,6 +146,7 @@ def test_the_compiler_orders_the_vector_pipe_where_it_is_let(mutant: str) -> Non
         ("REPEATS", "repeatTime 256 is not in 0 to 255"),
         ("MASK", "mask 65 is more than the 64 elements"),
         ("OVERLAP", "earlier repeat of the same instruction wrote"),
+        ("FUSED_OVERLAP", "FusedMulAdd .*earlier repeat of the same instruction wrote"),
         ("BLOCK_STRIDE", "block stride of 0"),
         ("COMPARE_LENGTH", "384 bytes, no multiple of 256"),
         ("COMPARE_TYPE", "int32_t is only compared for EQ"),

@@ -38,6 +38,7 @@ _OPERATIONS = [
     "Duplicate",
     "CreateVecIndex",
     "ArithProgression",
+    "FusedMulAdd",
 ]
 _N = 208
 _KERNELS = {torch.float32: "on_float", torch.float16: "on_half", torch.int32: "on_int32", torch.int16: "on_int16"}
@@ -85,6 +86,7 @@ _CASES: list[tuple[str, list[torch.dtype], Callable[[Tensor, Tensor], Tensor], f
     ("Duplicate", _ALL, lambda x, y: torch.full_like(x, 5), 5),
     ("CreateVecIndex", _ALL, lambda x, y: torch.arange(5, 5 + len(x)), 5),
     ("ArithProgression", _ALL, lambda x, y: torch.arange(5, 5 + 2 * len(x), 2), 5),
+    ("FusedMulAdd", _REAL, lambda x, y: 2 * x.double() * x.double() + y.double(), 0),
 ]
 
 
@@ -99,7 +101,7 @@ def test_arithmetic(
         torch.testing.assert_close(_run(name, x, y, scalar), expected, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("Exp", torch.int32), ("And", torch.float32), ("Abs", torch.int16)])
+@pytest.mark.parametrize(("name", "dtype"), [("Exp", torch.int32), ("And", torch.float32), ("Abs", torch.int16), ("FusedMulAdd", torch.int32)])
 def test_types_that_an_instruction_does_not_take(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(Broken, match=f"{name} does not take"):
         _run(name, *_values(dtype))

@@ -5,7 +5,7 @@ using namespace AscendC;
 enum Case {
   NOTHING, REPEATS, MASK, OVERLAP, BLOCK_STRIDE, COMPARE_LENGTH, COMPARE_TYPE, SELECT_SPACE, SELECT_MODE, CAST_PAIR, CAST_MODE, TYPE, GATHER_OFFSET,
   REDUCE_ADDRESS, PAD_BYTES, PAD_LENGTH, PAD_BLOCKS, COPY_PATH, WORKSPACE_SIZE, ATOMIC_TYPE, UNALIGNED_OPERAND, BUFFERS_64, TBUF_SIZE,
-  MASK_REGISTER,
+  MASK_REGISTER, FUSED_OVERLAP,
 };
 
 extern "C" __global__ __aicore__ void one(GM_ADDR x, GM_ADDR z, GM_ADDR tiling) {
@@ -32,6 +32,7 @@ extern "C" __global__ __aicore__ void one(GM_ADDR x, GM_ADDR z, GM_ADDR tiling) 
   if (m == REPEATS) Adds(c, a, 0.0f, 1, 256, UnaryRepeatParams(1, 1, 0, 0));
   if (m == MASK) Adds(c, a, 0.0f, 65, 1, UnaryRepeatParams());
   if (m == OVERLAP) Adds(c[64], c, 1.0f, 64, 2, UnaryRepeatParams());
+  if (m == FUSED_OVERLAP) FusedMulAdd(c, a, b, 64, 2, BinaryRepeatParams(1, 1, 1, 0, 8, 8));
   if (m == BLOCK_STRIDE) Adds(c, a, 0.0f, 64, 1, UnaryRepeatParams(0, 1, 8, 8));
   Compare(bits, a, b, CMPMODE::LT, m == COMPARE_LENGTH ? 96 : 256);
   if (m == COMPARE_TYPE) Compare(bits, a.ReinterpretCast<int32_t>(), b.ReinterpretCast<int32_t>(), CMPMODE::LT, 64);

@@ -13,6 +13,7 @@ template <class T> void apply(int op, LocalTensor<T> c, LocalTensor<T> a, LocalT
   if (op == k++) return Duplicate(c, (T)s, n);
   if (op == k++) return CreateVecIndex(c, (T)s, n);
   if (op == k++) return ArithProgression(c, (T)s, (T)2, n);
+  if (op == k++) return Muls(c, a, (T)2, n), FusedMulAdd(c, a, b, n);
   refuse("no instruction ", op);
 }
 template <class T> void instruction(GM_ADDR x, GM_ADDR y, GM_ADDR z, GM_ADDR tiling) {
