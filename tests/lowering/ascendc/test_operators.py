@@ -21,9 +21,13 @@ def ports(found):
     return ", ".join(f"{port.name}: {port.variable or '/'.join(port.types)}" for port in found)
 
 
+NO_ROW = {"gr::dropout_share"}
+"""No kernel of attention drops weights there, so that passes leave it alone: the target does not support it."""
+
+
 def test_every_operator_has_a_row():
     schemas = torch._C._jit_get_all_schemas()
-    assert {schema.name for schema in schemas if schema.name.startswith("gr::")} == set(OPERATORS)
+    assert {schema.name for schema in schemas if schema.name.startswith("gr::")} - NO_ROW == set(OPERATORS)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
