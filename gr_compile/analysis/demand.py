@@ -222,8 +222,7 @@ class DemandAnalysis:
         return wild is None
 
     def _side(self, node: fx.Node, region: Region, indices: tuple[Expr, ...]) -> str | None:
-        for name, extent in region.extents.items():
-            self.pull.bind(name, extent)
+        self.closure.bind(region)
         batch, sequence = self.places.read_at(node, indices)
         if batch is not index("b"):
             return None

@@ -28,17 +28,21 @@ from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
 _SOFTMAX = (aten.softmax.int, aten._safe_softmax.default)
-FUSION = "fuse-jagged-attention"
+_FUSION = "fuse-jagged-attention"
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def is_fused_later(context: PassContext) -> bool:
+    """Whether a later pass makes attention one operator, which the target has."""
+    return _FUSION in context.upcoming and context.supports("gr::jagged_attention")
 
 
 def spelling_of(equal: EqualKeys, layout: TokenLayout, context: PassContext) -> Spelling | None:
     """How the weights are spelled, while the graph is as it was; None where they cannot be rewritten: others read
     them, the target has no operator for their dropout, or scaled_dot_product_attention would have to be written out
     and no pass fuses it again."""
-    fused = FUSION in context.upcoming and context.supports("gr::jagged_attention")
     spelled = _spelled(equal, layout)
-    if spelled is None or not spelled.possible or (spelled.written_out and not fused):
+    if spelled is None or not spelled.possible or (spelled.written_out and not is_fused_later(context)):
         return None
     return spelled if not spelled.dropout_rate or context.supports("gr::dropout_share") else None
 

@@ -31,7 +31,7 @@ from gr_compile.passes.eliminate_padding.declared import (
     unread_declarations,
 )
 from gr_compile.passes.eliminate_padding.emit import PlaceEmitter
-from gr_compile.passes.eliminate_padding.equal_keys import FUSION, Spelling, spelling_of
+from gr_compile.passes.eliminate_padding.equal_keys import Spelling, is_fused_later, spelling_of
 from gr_compile.passes.eliminate_padding.exits import SUMS, Exits
 from gr_compile.passes.eliminate_padding.jagged import spell_jagged_as_padded
 from gr_compile.passes.eliminate_padding.masks import PlaceMasks
@@ -268,7 +268,7 @@ class _Attempt:
 
     def _fused_regions(self, context: PassContext) -> set[fx.Node]:
         """Attention that a later pass runs on packed tokens: nothing is unpacked for it."""
-        if FUSION not in context.upcoming or not context.supports("gr::jagged_attention"):
+        if not is_fused_later(context):
             return set()
         return {node for node in self.demand.regions if node in self.demand.packed}
 
