@@ -279,4 +279,5 @@ def _operators_text(found: Mapping[str, Any]) -> list[str]:
     lines += [f"- `{one['operator']}` ({one['calls']}x): {one['reason']}" for one in found["kernels"]]
     for one in found["without_kernel"]:
         lines.append(f"- `{one['operator']}` ({one['calls']}x): no kernel is printed: {one['reason']}")
+    lines += [f"- {said}" for said in found["second_opinion"]]
     return [*lines, ""]

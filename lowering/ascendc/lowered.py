@@ -15,7 +15,8 @@ import torch.fx as fx
 
 from gr_compile.inspection.values import size_hint
 from gr_compile.lowering.ascendc.attention.printed import OPERATORS as ATTENTION
-from gr_compile.lowering.ascendc.attention.printed import AttentionCall, Programs, print_programs
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall, Printed, Programs, print_programs
+from gr_compile.lowering.ascendc.attention.second_opinion import NoOpinion, find_compiler, opinions
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
 from gr_compile.lowering.ascendc.project import write_project
@@ -60,7 +61,31 @@ def write_operators(
         "machine": machine.name,
         "kernels": _counted([*tilings, *chosen]),
         "without_kernel": _counted(refused),
+        "second_opinion": _second_opinion(programs, machine),
     }
+
+
+def _second_opinion(programs: Programs, machine: Machine) -> list[str]:
+    """What Huawei's planner says of attention's tilings; why there is nothing, where it is not installed."""
+    printed = [(operator, one) for operator, kernels in programs.kernels.items() for one in kernels]
+    if not printed:
+        return []
+    try:
+        compiler = find_compiler()
+    except NoOpinion as why:
+        return [f"bishengir-compile was not asked whether attention's tilings fit: {why}"]
+    return [f"`{operator}`, tiling key {one.key}: {_said(compiler, one, machine)}" for operator, one in printed]
+
+
+def _said(compiler: Path, one: Printed, machine: Machine) -> str:
+    try:
+        found = opinions(compiler, one.printer, one.tiling, machine)
+    except NoOpinion as why:
+        return f"no opinion: {why}"
+    worst = max(found, key=lambda opinion: opinion.required)
+    if worst.fits:
+        return f"bishengir-compile fits its {len(found)} functions of tiles into the unified buffer"
+    return f"bishengir-compile refuses it: {worst.required} bytes of {worst.available} in the unified buffer"
 
 
 def _attention(

@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register, Shape
+from gr_compile.lowering.ascendc.attention.printer import Given, Printer
+from gr_compile.lowering.ascendc.attention.sharing import making
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.tiling import SELECT_WORKSPACE, Demand, Tiling, up
 
@@ -63,6 +65,16 @@ def find_compiler() -> Path:
     if spec is None or spec.origin is None:
         raise NoOpinion(f"ascendnpu-ir is not installed (extra ascend-check), and {ENVIRONMENT} names no environment")
     return Path(spec.origin).parents[1] / _COMPILER
+
+
+def opinions(compiler: Path, printer: Printer, tiling: Tiling, machine: Machine) -> list[Opinion]:
+    """What bishengir-compile says of each function of tiles that a kernel has.
+
+    Raises:
+        NoOpinion: of one of them it says nothing.
+    """
+    functions = [*printer.functions(Given(printer.shared)).values(), making(printer.shared, printer.context)]
+    return [ask(compiler, program_of(each, printer.demand(), tiling), machine) for each in functions]
 
 
 def ask(compiler: Path, program: str, machine: Machine) -> Opinion:

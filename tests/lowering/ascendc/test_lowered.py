@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -9,6 +10,7 @@ from gr_compile.analysis import expr as E
 from gr_compile.analysis.expr import index
 from gr_compile.lower import as_markdown
 from gr_compile.lowering.ascendc.attention.printed import calls_of
+from gr_compile.lowering.ascendc.attention.second_opinion import ENVIRONMENT
 from gr_compile.lowering.ascendc.lowered import write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.ops import ScoreProgram
@@ -84,6 +86,28 @@ def test_attention_has_a_kernel_or_a_reason(tmp_path):
     assert (tmp_path / "operators" / "op_kernel" / "gr_jagged_attention_backward" / "program_1.h").exists()
     text = report(found)
     assert "- `gr::jagged_attention` (2x): no kernel is printed: dropout" in text
+
+
+@pytest.mark.parametrize(
+    ("says", "reported"),
+    [
+        ("External hivmc run fails, returning module before running external compiler", "fits its 2 functions of tiles"),
+        ("error: ub overflow, requires 4194304 bits while 1572864 bits available!", "refuses it: 524288 bytes of 196608"),
+        ("error: custom op is unknown", "no opinion: bishengir-compile says: error: custom op is unknown"),
+        (None, "was not asked whether attention's tilings fit"),
+    ],
+)
+def test_the_report_has_the_second_opinion(tmp_path, monkeypatch, says, reported):
+    environment, out = tmp_path / "environment", tmp_path / "out"
+    monkeypatch.setenv(ENVIRONMENT, str(environment))
+    if says is not None:
+        planner = environment / "lib" / "python3.11" / "site-packages" / "ascendnpuir" / "bin" / "bishengir-compile"
+        planner.parent.mkdir(parents=True)
+        planner.write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1\n")
+        planner.chmod(0o755)
+    found = write_operators([], {"GrJaggedAttention"}, out, MACHINE, calls_of(attention_graph(_score("f32"), [3, 4])))
+    assert len(found["second_opinion"]) == 1 and reported in found["second_opinion"][0]
+    assert f"- {found['second_opinion'][0]}" in report(found)
 
 
 def test_a_graph_without_our_operators_has_no_project(tmp_path):

@@ -13,16 +13,16 @@ from gr_compile.lowering.ascendc.attention.backward import Backward, wants
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
 from gr_compile.lowering.ascendc.attention.instructions import Instruction, Register
-from gr_compile.lowering.ascendc.attention.printer import Given, Printer
+from gr_compile.lowering.ascendc.attention.printer import Printer
 from gr_compile.lowering.ascendc.attention.second_opinion import (
     ENVIRONMENT,
     NoOpinion,
     Opinion,
     ask,
     find_compiler,
+    opinions,
     program_of,
 )
-from gr_compile.lowering.ascendc.attention.sharing import making
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.tiling import Demand, Tiling, solve, up
 from gr_compile.ops.jagged_attention import inputs_of
@@ -43,16 +43,11 @@ def _printer(name: str, backward: bool) -> Printer:
     return Backward(call, wants(call)) if backward else Forward(call)
 
 
-def _opinions(planner: Path, printer: Printer, tiling: Tiling) -> list[Opinion]:
-    found = [*printer.functions(Given(printer.shared)).values(), making(printer.shared, printer.context)]
-    return [ask(planner, program_of(each, printer.demand(), tiling), MACHINE) for each in found]
-
-
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_planner_fits_what_was_chosen(planner: Path, name: str, backward: bool) -> None:
     printer = _printer(name, backward)
-    assert all(opinion.fits for opinion in _opinions(planner, printer, solve(printer.demand(), MACHINE)))
+    assert all(opinion.fits for opinion in opinions(planner, printer, solve(printer.demand(), MACHINE), MACHINE))
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -61,7 +56,7 @@ def test_it_refuses_wider_tiles(planner: Path, name: str, backward: bool) -> Non
     """The chosen tiling with so many columns that by our count it overflows by a fifth."""
     printer = _printer(name, backward)
     tiling = wider(printer.demand(), solve(printer.demand(), MACHINE), MACHINE.unified_buffer * 6 // 5)
-    worst = max(_opinions(planner, printer, tiling), key=lambda x: x.required)
+    worst = max(opinions(planner, printer, tiling, MACHINE), key=lambda x: x.required)
     assert not worst.fits and worst.available == MACHINE.unified_buffer < worst.required
 
 
