@@ -10,7 +10,7 @@ from pprint import pformat
 
 from gr_compile.lowering.ascendc.attention.printed import Printed
 from gr_compile.lowering.ascendc.formulas import HELPERS
-from gr_compile.lowering.ascendc.operators import FORMAT, OPERATORS, Operator, Port
+from gr_compile.lowering.ascendc.operators import FORMAT, OPERATORS, VENDOR, Operator, Port
 from gr_compile.lowering.ascendc.project import attention_host, attention_kernel, host
 from gr_compile.lowering.ascendc.project.binding import binding
 from gr_compile.lowering.ascendc.recipes import RECIPES
@@ -47,6 +47,7 @@ def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION
         found |= _attention_files(name, attention[name]) if name in attention else _operator_files(row)
     if not attention:
         del found[_ATTENTION_TESTS]
+    found["CMakeLists.txt"] = _CMAKE
     found["op_host/formulas.h"] = HELPERS
     found["op_host/CMakeLists.txt"] = _host_cmake(rows)
     found["op_kernel/CMakeLists.txt"] = _kernel_cmake(rows)
@@ -117,6 +118,23 @@ def _listed(rows: Sequence[Operator], attention: Attention) -> str:
     return "\n".join(lines) + "\n"
 
 
+_CMAKE = f"""\
+# The package of the gr:: operators. Needs CANN 9.0 or later, whose set_env.sh has been sourced.
+cmake_minimum_required(VERSION 3.21)
+project(gr_operators CXX)
+find_package(ASC REQUIRED)
+
+set(package_name {VENDOR})
+npu_op_package(${{package_name}}
+    TYPE RUN
+    CONFIG
+        INSTALL_PATH ${{CMAKE_BINARY_DIR}}
+)
+add_subdirectory(op_host)
+add_subdirectory(op_kernel)
+"""
+
+
 def _host_cmake(rows: Sequence[Operator]) -> str:
     sources = "\n".join(f"    {kernel_name(row)}.cpp" for row in rows)
     return f"""\
@@ -173,8 +191,8 @@ run on gr_compile's functional model of AscendC, and everything else here is tex
 ```sh
 source /usr/local/Ascend/cann/set_env.sh
 ./build.sh                              # build/custom_opp_*.run
-./build/custom_opp_*.run                # installs the package under vendors/gr
-source "$ASCEND_OPP_PATH"/vendors/gr/bin/set_env.bash
+./build/custom_opp_*.run                # installs the package under vendors/{VENDOR}
+source "$ASCEND_OPP_PATH"/vendors/{VENDOR}/bin/set_env.bash
 ./build.sh --binding                    # torch_binding/gr_operators, needs torch_npu and gr_compile
 PYTHONPATH=torch_binding pytest tests
 ```
