@@ -13,7 +13,7 @@ import gc
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,12 @@ class _Conversion:
 
     def convert(self) -> None:
         converters.register_all(self.request["library"])
+        forward = load_program(self.folder / PROGRAM).forward  # before any fake mode: its constants are real
         fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         symbols = self._symbols(fake_mode)
         with fake_mode:
             inputs = [_input(entry, symbols) for entry in self.request["inputs"] if not _is_constant(entry)]
-        compiled = self._compile(fake_mode, inputs)
+        compiled = self._compile(fake_mode, self._graph(forward), inputs)
         self._note_fixed(symbols)
         if self.request["run"]:
             self._run(compiled)
@@ -93,7 +94,7 @@ class _Conversion:
             made[name] = shape_env.create_symintnode(symbol, hint=hint, source=source)
         return made
 
-    def _compile(self, fake_mode: FakeTensorMode, inputs: list[Any]) -> Any:
+    def _compile(self, fake_mode: FakeTensorMode, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         from torchair import CompilerConfig
         from torchair.npu_fx_compiler import (  # type: ignore[import-not-found, unused-ignore]
             _compile_graph_with_aot,
@@ -111,17 +112,17 @@ class _Conversion:
             tracing(TracingContext(fake_mode)),
         ):
             return _compile_graph_with_aot(
-                self._graph(), _recorder(self, config), inputs, config, _get_merged_decompositions(config, own)
+                graph, _recorder(self, config), inputs, config, _get_merged_decompositions(config, own)
             )
 
-    def _graph(self) -> fx.GraphModule:
+    def _graph(self, forward: Callable[..., Any]) -> fx.GraphModule:
         """The program as a graph of one call: AOTAutograd traces through it. Settled sizes are no inputs of it."""
         graph = fx.Graph()
         entries = self.request["inputs"]
         operands = tuple(
             entry["size"] if _is_constant(entry) else graph.placeholder(entry["name"]) for entry in entries
         )
-        graph.output(graph.call_function(load_program(self.folder / PROGRAM).forward, operands))
+        graph.output(graph.call_function(forward, operands))
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def keep(self, concrete: Any, attention: list[AttentionCall]) -> None:

@@ -57,8 +57,26 @@ class Plain(nn.Module):
         return (mixed * (item_ids != 0)[..., None]).sum(1)
 
 
+class Constants(nn.Module):
+    """Constants of more elements than a program's text holds: beside a product, as boundaries, in a score program."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.items, self.project = nn.Embedding(20, 17, padding_idx=0), nn.Linear(17, 17)
+
+    def forward(self, item_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.project(self.items(item_ids)) * torch.tensor([1.0 + k / 16 for k in range(17)])
+        bucket = torch.bucketize(item_ids * 5, torch.tensor([3 * k for k in range(18)]))
+        distances = (item_ids[:, :, None] - item_ids[:, None, :]).abs()
+        bias = torch.tensor([0.01 * k for k in range(300)])[distances]
+        n = item_ids.shape[1]
+        mixed = (F.silu(x @ x.mT + bias) / n * torch.tril(torch.ones(n, n))) @ x * bucket[..., None]
+        pooled = (mixed * (item_ids != 0)[..., None]).sum(1)
+        return pooled if targets is None else (pooled * targets[:, :1]).sum()
+
+
 _MAPS = {"fuxi": 3}  # a layer's attention maps, where they are several
-_STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain}
+_STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain, "constants": Constants}
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ class Case:
 
 
 BUCKET = "default,eliminate-padding{mode=bucket,multiple=4}"
-DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False))
+DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False), Case("constants", True, True))
 REPLAYED = Case("stu", False, True, mode="npugraph_ex")
 SHIPPED = Case("plain", False, False, kernels="library")
 SLOW = (
