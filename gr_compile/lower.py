@@ -109,7 +109,7 @@ def lower(
 
     Args:
         args, kwargs: example inputs.
-        target: a target that writes files, with its options: "ascend", "ascend{mode=npugraph_ex,kernels=library}".
+        target: a target that writes files, with its options: "ascend", "ascend{kernels=library}".
         machine: the processor, by the name of its description.
         out: the folder; one that an earlier `lower` wrote is replaced, any other that holds something is not touched.
         training: lower the backward, too. Default: `model.training`.
@@ -275,7 +275,8 @@ def _operators_text(found: Mapping[str, Any]) -> list[str]:
     """Of a target that writes operators of its own: which have a kernel, their tiling and why, and which have none."""
     if not found or not (found["kernels"] or found["without_kernel"]):
         return []
-    lines = ["## Operators", "", f"`{found['folder']}/`; tilings at the example's sizes, for {found['machine']}:", ""]
+    where = f"`{found['folder']}/`; tilings at the example's sizes" if found["folder"] else "No project is written"
+    lines = ["## Operators", "", f"{where}, for {found['machine']}:", ""]
     lines += [f"- `{one['operator']}` ({one['calls']}x): {one['reason']}" for one in found["kernels"]]
     for one in found["without_kernel"]:
         lines.append(f"- `{one['operator']}` ({one['calls']}x): no kernel is printed: {one['reason']}")

@@ -214,6 +214,7 @@ def test_targets():
         ("ascend{mode=fast}", "910b1", "mode is one of max-autotune, npugraph_ex"),
         ("ascend{kernels=mine}", "910b1", "kernels is one of generated, library"),
         ("ascend{kernel=library}", "910b1", r"no option 'kernel' \(it has: mode, kernels\); did you mean 'kernels'"),
+        ("ascend{mode=npugraph_ex,kernels=library}", "910b1", "npugraph_ex makes none; take kernels=generated"),
         ("eager{mode=fast}", "910b1", "eager takes no options"),
         ("ascend{", "910b1", "no such target"),
     ],
@@ -225,8 +226,9 @@ def test_options_that_cannot_be_meant(tmp_path, target, machine, said):
 
 
 def test_options_reach_the_lowering():
-    found = find_lowering("ascend{mode=npugraph_ex, kernels=library}", "910b1")
-    assert (found.mode, found.kernels, found.machine) == ("npugraph_ex", "library", "910b1")
+    found = find_lowering("ascend{mode=max-autotune, kernels=library}", "910b1")
+    assert (found.mode, found.kernels, found.machine) == ("max-autotune", "library", "910b1")
+    assert find_lowering("ascend{mode=npugraph_ex}", "910b1").mode == "npugraph_ex"
 
 
 def test_torchair_of_another_version_is_refused(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
         ] = "",
         passes: Annotated[str, typer.Option(help="A preset or pipeline text.")] = "default",
         target: Annotated[
-            str, typer.Option(help="ascend, or with options: ascend{mode=npugraph_ex,kernels=library}.")
+            str, typer.Option(help="ascend, or with options: ascend{mode=npugraph_ex}, ascend{kernels=library}.")
         ] = "ascend",
         machine: Annotated[str, typer.Option(metavar="NAME", help="The processor that is lowered to.")] = "910b1",
         train: Annotated[bool, typer.Option("--train", help="In training mode, with the backward.")] = False,

@@ -130,11 +130,11 @@ class _Conversion:
         file = self._next_part("pbtxt", Counter(op.type for op in concrete.graph.op), attention)
         concrete.dump(str(file))
 
-    def keep_replayed(self, graph_module: fx.GraphModule) -> None:
+    def keep_replayed(self, graph_module: fx.GraphModule, attention: list[AttentionCall]) -> None:
         """Write the FX graph whose operators are captured when it first runs, and replayed later."""
         called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
         replay.check(graph_module)
-        file = self._next_part("txt", Counter(str(node.target) for node in called), [])
+        file = self._next_part("txt", Counter(str(node.target) for node in called), attention)
         file.write_text(str(graph_module.graph) + "\n", encoding="utf-8")
 
     def _next_part(self, suffix: str, counts: Counter[str], attention: list[AttentionCall]) -> Path:
@@ -181,11 +181,12 @@ def _recorder(conversion: _Conversion, config: Any) -> Any:
 
     class Replayed(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
+            attention = calls_of(graph_module)
             with no_dispatch():
                 optimised = copy.deepcopy(graph_module)
             optimised = _optimize_fx(optimised, config, GraphTransformObserver(optimised, inputs, config))
             _valid_graph(optimised)
-            conversion.keep_replayed(optimised)
+            conversion.keep_replayed(optimised, attention)
             return optimised
 
     return Recorder(config) if conversion.request["mode"] == "max-autotune" else Replayed(config)

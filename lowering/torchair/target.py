@@ -57,6 +57,7 @@ _NOT_CHECKED = {
     ),
 }
 COUNTS = "counts.py"
+_GE_TYPES = {str(row.overload): row.ge_type for row in OPERATORS.values()}
 _NOISE = 1e-3
 
 
@@ -135,7 +136,8 @@ class AscendLowering:
 
 
 def _types(converted: Sequence[Converted]) -> set[str]:
-    return {name for one in converted for part in one.parts for name in part.operators}
+    """GE types of the operators: a graph to replay names those of torch."""
+    return {_GE_TYPES.get(name, name) for one in converted for part in one.parts for name in part.operators}
 
 
 def refuse_failures(converted: Sequence[Converted]) -> None:
@@ -278,6 +280,11 @@ def check_options(mode: str, kernels: str) -> None:
     for name, value, known in (("mode", mode, MODES), ("kernels", kernels, KERNELS)):
         if value not in known:
             raise ConfigError(f"target='ascend{{{name}={value}}}': {name} is one of {', '.join(known)}")
+    if mode == replay.MODE and kernels != "generated":
+        raise ConfigError(
+            f"target='ascend{{mode={mode},kernels={kernels}}}': Huawei's operators are nodes of GE graphs, and {mode} makes "
+            f"none; take kernels=generated, or mode={_GE}"
+        )
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,13 @@ def test_the_report_has_the_second_opinion(tmp_path, monkeypatch, says, reported
     assert f"- {found['second_opinion'][0]}" in report(found)
 
 
+def test_a_graph_whose_operators_have_no_kernel_names_no_project(tmp_path):
+    calls = calls_of(attention_graph(_score("f64"), [3], torch.float64))
+    found = write_operators([], {"GrJaggedAttention"}, tmp_path, MACHINE, calls)
+    text = report(found)
+    assert found["folder"] is None and "No project is written" in text and "None" not in text
+
+
 def test_a_graph_without_our_operators_has_no_project(tmp_path):
     graph = make_fx(lambda x: x + 1, tracing_mode="fake")(torch.ones(2))
     found = write_operators([graph], {"Add"}, tmp_path, MACHINE)

@@ -17,11 +17,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gr_compile.lower import LowerError
 from gr_compile.lowering.ascendc.attention.call import dtype_name
 from gr_compile.lowering.ascendc.attention.printed import AttentionCall, print_programs
+from gr_compile.lowering.ascendc.lowered import write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
-from gr_compile.lowering.torchair.target import Work, refuse_failures
+from gr_compile.lowering.torchair.target import Work, _types, refuse_failures
 from gr_compile.ops.score_program import ScoreProgram
 
 gr = torch.ops.gr
@@ -248,7 +249,24 @@ def test_a_graph_to_replay_has_sizes_of_its_inputs_alone(outcome):
     assert (outcome.folder / part["file"]).read_text().startswith("graph():")
     assert described["fixed"] == {} and described["largest_difference"] < 1e-5
     (count,) = item.counts
+    calls = outcome.attention(REPLAYED)
+    (node,) = item.request.graph.graph.find_nodes(op="call_function", target=gr.jagged_attention.default)
+    assert [call.call.program.text() for call in calls] == [node.args[-1]]
     assert count == 12  # 7 valid tokens of 12 places, rounded up to the multiple, at most all of them
+
+
+@pytest.mark.parametrize("case", [*DEFAULT[:1], REPLAYED])
+def test_the_project_holds_every_gr_operator_of_the_graphs(outcome, case, tmp_path):
+    """Of GE graphs and of graphs to replay."""
+    one = outcome.converted[str(case)]
+    calls = [call for part in one.parts for call in outcome.attention(case, part.name)]
+    found = write_operators([outcome.work[str(case)].request.graph], _types([one]), tmp_path, machine("910b1"), calls)
+    held = {name for part in one.parts for name in part.operators}
+    wanted = {name for name, row in OPERATORS.items() if {row.ge_type, str(row.overload)} & held}
+    assert {entry["operator"] for entry in found["kernels"]} == wanted and "gr::pack" in wanted
+    assert found["folder"] == "operators" and not found["without_kernel"]
+    written = (tmp_path / "operators" / "op_kernel").iterdir()
+    assert {path.name for path in written if path.is_dir()} == {name.replace("::", "_") for name in wanted}
 
 
 def test_a_program_that_fits_is_huaweis_operator(outcome):
