@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 from torch._dynamo.source import ConstantSource
@@ -72,12 +73,15 @@ class _Conversion:
         self.parts: list[Part] = []
         self.missing: Counter[str] = Counter()
         self.fixed: dict[str, int] = {}
+        self.counts: dict[sympy.Symbol, int] = {}
 
     def convert(self) -> None:
         converters.register_all(self.request["library"])
         forward = load_program(self.folder / PROGRAM).forward  # before any fake mode: its constants are real
         fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         symbols = self._symbols(fake_mode)
+        known = self.request["sizes"]
+        self.counts = {size.node.expr: known[name] for name, size in symbols.items() if name in known}
         with fake_mode:
             inputs = [_input(entry, symbols) for entry in self.request["inputs"] if not _is_constant(entry)]
         compiled = self._compile(fake_mode, self._graph(forward), inputs)
@@ -174,14 +178,14 @@ def _recorder(conversion: _Conversion, config: Any) -> Any:
     class Recorder(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
             _note_missing(conversion, graph_module)
-            attention = calls_of(graph_module)
+            attention = calls_of(graph_module, conversion.counts)
             concrete = super().__call__(graph_module, inputs).runner
             conversion.keep(concrete, attention)
             return concrete.fx_graph
 
     class Replayed(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
-            attention = calls_of(graph_module)
+            attention = calls_of(graph_module, conversion.counts)
             with no_dispatch():
                 optimised = copy.deepcopy(graph_module)
             optimised = _optimize_fx(optimised, config, GraphTransformObserver(optimised, inputs, config))

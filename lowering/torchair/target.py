@@ -28,6 +28,7 @@ from gr_compile.lowering.torchair.convert import ConversionFailed, Converter, co
 from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
 from gr_compile.numerics import outputs_and_gradients
 from gr_compile.pipeline import Pipeline
+from gr_compile.sizes import size_expr
 
 _GE, _REPLAY = MODES = ("max-autotune", replay.MODE)
 KERNELS = ("generated", "library")
@@ -107,7 +108,7 @@ class AscendLowering:
             refuse_failures(converted)
             described = [item.finish(one, child.folder, folder) for item, one in zip(work, converted)]
             operators = write_operators(
-                [item.request.graph for item in work], _types(converted), folder, machine(self.machine),
+                [(item.request.graph, item.known) for item in work], _types(converted), folder, machine(self.machine),
                 [AttentionCall.read(call) for one in converted for part in one.parts for call in part.attention],
             )  # fmt: skip
         except (ConversionFailed, sizes.DataDependentSize) as error:
@@ -157,6 +158,7 @@ class Work:
         self.graph = graph
         prepared = sizes.prepare(graph.graph)
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
+        self.known = {size_expr(size): count for size, count in zip(prepared.sizes, self.counts)}
         self.random = draws(graph.captured)
         self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
         self.request = Request(

@@ -32,7 +32,7 @@ def test_each_call_has_its_tiling_and_each_operator_its_files(tmp_path):
 
     graph = make_fx(function, tracing_mode="symbolic")(torch.randn(4, 100, 32), torch.arange(300))
     types = {"GrPack", "GrUnpack", "GrLookupGradient", "GrJaggedAttention", "MatMulV2"}
-    found = write_operators([graph], types, tmp_path, MACHINE)
+    found = write_operators([(graph, {})], types, tmp_path, MACHINE)
     kernels = {(one["operator"], one.get("tiling", {}).get("row_bytes")): one for one in found["kernels"]}
     assert {key: one["calls"] for key, one in kernels.items()} == {
         ("gr::pack", 128): 2, ("gr::pack", 32): 1, ("gr::unpack", 128): 1, ("gr::lookup_gradient", None): 1,
@@ -119,6 +119,6 @@ def test_a_graph_whose_operators_have_no_kernel_names_no_project(tmp_path):
 
 def test_a_graph_without_our_operators_has_no_project(tmp_path):
     graph = make_fx(lambda x: x + 1, tracing_mode="fake")(torch.ones(2))
-    found = write_operators([graph], {"Add"}, tmp_path, MACHINE)
+    found = write_operators([(graph, {})], {"Add"}, tmp_path, MACHINE)
     assert found["folder"] is None and found["kernels"] == [] and not list(tmp_path.iterdir())
     assert "## Operators" not in report(found)

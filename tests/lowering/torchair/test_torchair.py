@@ -260,10 +260,16 @@ def test_the_project_holds_every_gr_operator_of_the_graphs(outcome, case, tmp_pa
     """Of GE graphs and of graphs to replay."""
     one = outcome.converted[str(case)]
     calls = [call for part in one.parts for call in outcome.attention(case, part.name)]
-    found = write_operators([outcome.work[str(case)].request.graph], _types([one]), tmp_path, machine("910b1"), calls)
+    item = outcome.work[str(case)]
+    found = write_operators([(item.request.graph, item.known)], _types([one]), tmp_path, machine("910b1"), calls)
     held = {name for part in one.parts for name in part.operators}
     wanted = {name for name, row in OPERATORS.items() if {row.ge_type, str(row.overload)} & held}
     assert {entry["operator"] for entry in found["kernels"]} == wanted and "gr::pack" in wanted
+    (tokens,) = item.counts
+    packs = [entry["tiling"] for entry in found["kernels"] if entry["operator"] == "gr::pack"]
+    assert packs and all(tiling["tokens"] == tokens for tiling in packs)
+    attention = [entry["tiling"] for entry in found["kernels"] if entry["operator"] == "gr::jagged_attention"]
+    assert attention and all(tiling["q_rows"] == tiling["k_rows"] == tokens for tiling in attention)
     assert found["folder"] == "operators" and not found["without_kernel"]
     written = (tmp_path / "operators" / "op_kernel").iterdir()
     assert {path.name for path in written if path.is_dir()} == {name.replace("::", "_") for name in wanted}
