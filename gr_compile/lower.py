@@ -60,7 +60,8 @@ class CapturedGraph:
 
 
 Write = Callable[[Sequence[CapturedGraph], Path], dict[str, Any]]
-"""Writes the graphs' files into an empty folder; gives JSON for the report: graphs, checked, not_checked.
+"""Writes the graphs' files into an empty folder; gives JSON for the report: graphs, checked, not_checked; and
+warnings, where what is written will not run as it is.
 
 Raises:
     LowerError: why there are none.
@@ -259,6 +260,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
     kind = f"{'training' if report['training'] else 'inference'}, {'dynamic' if report['dynamic'] else 'static'} sizes"
     lines = [f"# {report['model']} for {report['target']}", "", f"{kind}; passes: `{report['passes']}`", ""]
+    lines += [line for warning in report.get("warnings", ()) for line in (f"**Warning:** {warning}", "")]
     for graph in report["graphs"]:
         lines += [f"## {graph['name']}", ""]
         for part in graph["parts"]:

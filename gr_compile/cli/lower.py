@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,4 +60,6 @@ def register(app: typer.Typer) -> None:
             for part in graph["parts"]:
                 output.line(f"{out / part['file']}: {sum(part['operators'].values())} nodes")
         output.line(f"{out / 'report.md'}: what was checked, and what was not")
+        for warning in report.get("warnings", ()):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         write_json(json_file, "lower", report)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name, vector_kernel
 
 FOLDER = "operators"
+_MOST_TEXT = 300  # characters of a reason, which may show a whole program
 
 
 def write_operators(
@@ -43,26 +45,36 @@ def write_operators(
     used = [name for name, row in OPERATORS.items() if row.ge_type in ge_types]
     printed = [name for name in used if name in RECIPES]
     programs = print_programs(attention, machine)
+    chosen, refused = _attention(programs, attention, machine)
+    refused += [
+        {"operator": name, "reason": "there is no kernel for it"}
+        for name in used if name not in RECIPES and name not in ATTENTION
+    ]  # fmt: skip
+    without = _counted(refused)
     if printed or programs.kernels:
-        write_project(printed, folder / FOLDER, programs.kernels)
+        write_project(printed, folder / FOLDER, programs.kernels, without_kernel(without))
     tilings = [entry for graph, counts in graphs for entry in _tilings(graph, counts, machine)]
     known = {entry["operator"] for entry in tilings}
     tilings += [
         {"operator": name, "kernel": None, "reason": "its calls are in a backward; the host computes their tiling"}
         for name in printed if name not in known
     ]  # fmt: skip
-    chosen, refused = _attention(programs, attention, machine)
-    refused += [
-        {"operator": name, "reason": "there is no kernel for it"}
-        for name in used if name not in RECIPES and name not in ATTENTION
-    ]  # fmt: skip
     return {
         "folder": FOLDER if printed or programs.kernels else None,
         "machine": machine.name,
         "kernels": _counted([*tilings, *chosen]),
-        "without_kernel": _counted(refused),
+        "without_kernel": without,
         "second_opinion": _second_opinion(programs, machine),
     }
+
+
+def without_kernel(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each entry of `without_kernel`: what a device cannot run until somebody writes that kernel."""
+    return [
+        f"{one['calls']} {'call' if one['calls'] == 1 else 'calls'} of {one['operator']}: no kernel is printed "
+        f"({textwrap.shorten(one['reason'], _MOST_TEXT)}); the graphs that hold them do not run on a device without one"
+        for one in entries
+    ]
 
 
 def _second_opinion(programs: Programs, machine: Machine) -> list[str]:

@@ -19,7 +19,7 @@ from gr_compile.inspection.program import print_program
 from gr_compile.inspection.replay import TOLERANCES, difference
 from gr_compile.lower import CapturedGraph, LowerError
 from gr_compile.lowering.ascendc.attention.printed import AttentionCall
-from gr_compile.lowering.ascendc.lowered import write_operators
+from gr_compile.lowering.ascendc.lowered import without_kernel, write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.target import Compiled
@@ -115,13 +115,16 @@ class AscendLowering:
             raise LowerError(str(error)) from error
         return {
             "operators": operators,
+            "warnings": (warnings := without_kernel(operators["without_kernel"])),
             "torchair": {"version": found.version, "origin": found.origin},
             "mode": self.mode,
             "graphs": described,
-            **self._checks(described, any(item.request.library for item in work)),
+            **self._checks(described, any(item.request.library for item in work), warnings),
         }
 
-    def _checks(self, described: Sequence[dict[str, Any]], library_used: bool) -> dict[str, list[str]]:
+    def _checks(
+        self, described: Sequence[dict[str, Any]], library_used: bool, warnings: Sequence[str]
+    ) -> dict[str, list[str]]:
         """What was checked, and what was not."""
         compared = sum(item["largest_difference"] is not None for item in described)
         made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
@@ -132,7 +135,7 @@ class AscendLowering:
             left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
         return {
             "checked": [*_CHECKED[self.mode], *([ran] if compared else [])],
-            "not_checked": [*_NOT_CHECKED[self.mode], *left],
+            "not_checked": [*warnings, *_NOT_CHECKED[self.mode], *left],
         }
 
 

@@ -24,12 +24,15 @@ Attention = Mapping[str, Sequence[Printed]]
 _NO_ATTENTION: Attention = {}
 
 
-def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION) -> dict[str, str]:
+def project_files(
+    operators: Iterable[str], attention: Attention = _NO_ATTENTION, without: Sequence[str] = ()
+) -> dict[str, str]:
     """The text of every file, by its path in the project.
 
     Args:
         operators: names of `RECIPES`, such as "gr::pack".
         attention: the programs of "gr::jagged_attention" and of its backward.
+        without: what graphs hold and this package does not, a sentence each.
 
     Raises:
         ValueError: an operator has no kernel here.
@@ -53,13 +56,15 @@ def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION
     found["op_kernel/CMakeLists.txt"] = _kernel_cmake(rows)
     found["torch_binding/binding.cpp"] = binding(rows)
     found["tests/operators.py"] = _listed([row for name, row in zip(names, rows) if name in RECIPES], attention)
-    found["README.md"] = _readme(rows, attention)
+    found["README.md"] = _readme(rows, attention, without)
     return dict(sorted(found.items()))
 
 
-def write_project(operators: Iterable[str], folder: Path, attention: Attention = _NO_ATTENTION) -> list[str]:
+def write_project(
+    operators: Iterable[str], folder: Path, attention: Attention = _NO_ATTENTION, without: Sequence[str] = ()
+) -> list[str]:
     """Write the project into a folder, and return the paths of its files there."""
-    found = project_files(operators, attention)
+    found = project_files(operators, attention, without)
     for name, text in found.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,8 +180,11 @@ and one `program_*.h` each. What none of them serves fails in the tiling functio
 """
 
 
-def _readme(rows: Sequence[Operator], attention: Attention) -> str:
+def _readme(rows: Sequence[Operator], attention: Attention, without: Sequence[str]) -> str:
     more = _PROGRAMS if attention else ""
+    if without:
+        more += "\n".join(["**Not in this package**, and in the graphs that it was printed for:", "", *(f"- {x}" for x in without)])
+        more += "\n\n"
     table = "\n".join(f"| `gr::{row.name}` | `{row.ge_type}` | {row.summary} |" for row in rows)
     return f"""\
 # gr:: operators for Ascend 910B

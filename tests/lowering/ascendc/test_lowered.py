@@ -11,7 +11,7 @@ from gr_compile.analysis.expr import index
 from gr_compile.lower import as_markdown
 from gr_compile.lowering.ascendc.attention.printed import calls_of
 from gr_compile.lowering.ascendc.attention.second_opinion import ENVIRONMENT
-from gr_compile.lowering.ascendc.lowered import write_operators
+from gr_compile.lowering.ascendc.lowered import without_kernel, write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.ops import ScoreProgram
 
@@ -86,6 +86,16 @@ def test_attention_has_a_kernel_or_a_reason(tmp_path):
     assert (tmp_path / "operators" / "op_kernel" / "gr_jagged_attention_backward" / "program_1.h").exists()
     text = report(found)
     assert "- `gr::jagged_attention` (2x): no kernel is printed: dropout" in text
+    dropout, wide = without_kernel(found["without_kernel"])
+    assert dropout.startswith("2 calls of gr::jagged_attention: no kernel is printed (dropout") and "float64" in wide
+    assert "do not run on a device" in dropout and len(dropout) < 600
+    readme = (tmp_path / "operators" / "README.md").read_text()
+    assert f"- {dropout}\n- {wide}\n" in readme
+
+
+def test_a_project_without_gaps_says_nothing_of_them(tmp_path):
+    write_operators([], {"GrJaggedAttention"}, tmp_path, MACHINE, calls_of(attention_graph(_score("f32"), [3, 4])))
+    assert "Not in this package" not in (tmp_path / "operators" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
