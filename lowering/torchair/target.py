@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,7 +96,7 @@ class AscendLowering:
             found = files.find()
         except files.TorchairMissing as error:
             raise LowerError(str(error)) from error
-        with tempfile.TemporaryDirectory() as scratch, converter(found, Path(scratch)) as child:
+        with _temporary_folder() as scratch, converter(found, scratch) as child:
             yield lambda graphs, folder: self._write(graphs, folder, child, found)
 
     def _write(
@@ -104,7 +104,8 @@ class AscendLowering:
     ) -> dict[str, Any]:
         try:
             work = [Work(graph, self.mode, self.kernels) for graph in graphs]
-            converted = child.convert([item.request for item in work])
+            with _writing_temporary(child.folder):
+                converted = child.convert([item.request for item in work])
             refuse_failures(converted)
             described = [item.finish(one, child.folder, folder) for item, one in zip(work, converted)]
             operators = write_operators(
@@ -119,24 +120,42 @@ class AscendLowering:
             "torchair": {"version": found.version, "origin": found.origin},
             "mode": self.mode,
             "graphs": described,
-            **self._checks(described, any(item.request.library for item in work), warnings),
+            **self._checks(work, described, warnings),
         }
 
     def _checks(
-        self, described: Sequence[dict[str, Any]], library_used: bool, warnings: Sequence[str]
+        self, work: Sequence[Work], described: Sequence[dict[str, Any]], warnings: Sequence[str]
     ) -> dict[str, list[str]]:
         """What was checked, and what was not."""
         compared = sum(item["largest_difference"] is not None for item in described)
+        gradients = ", gradients included" if any(item.graph.training for item in work) else ""
         made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
         ran = f"{made}, run on the CPU on the given inputs: {compared} of "
-        ran += f"{len(described)} equal to the model's own operators, gradients included"
+        ran += f"{len(described)} equal to the model's own operators{gradients}"
         left = [] if compared == len(described) else ["numbers: see the graphs' notes"]
-        if library_used:
+        if any(item.request.library for item in work):
             left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
         return {
             "checked": [*_CHECKED[self.mode], *([ran] if compared else [])],
             "not_checked": [*warnings, *_NOT_CHECKED[self.mode], *left],
         }
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with ExitStack() as held:
+        with _writing_temporary("that is to hold the graphs"):
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        yield folder
+
+
+@contextmanager
+def _writing_temporary(folder: object) -> Iterator[None]:
+    """What the operating system refuses inside has nothing to do with the folder that the user named."""
+    try:
+        yield
+    except OSError as error:
+        raise LowerError(f"the temporary folder {folder} cannot be written: {error}; TMPDIR names another") from error
 
 
 def _types(converted: Sequence[Converted]) -> set[str]:
