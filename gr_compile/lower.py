@@ -132,6 +132,8 @@ def lower(
     if (signature := signature_of(model)) is not None:
         check_declared_arguments(config.declared, signature, name)
     lowering = find_lowering(target, machine)
+    if training is not None and not isinstance(training, bool):
+        raise ConfigError(f"training={training!r}: True, False, or None for the model's own mode")
     train = bool(getattr(model, "training", False)) if training is None else training
     with _folder(Path(out)) as folder, lowering.at_work() as write:
         session = Session(config, lowering.adapt(Pipeline.parse(passes, lowering.name)))

@@ -101,6 +101,24 @@ def test_the_inputs_are_those_before_the_call(tmp_path, lowering):
     assert any(bool((mean == 0).all()) and not mean.requires_grad for mean in means)
 
 
+@pytest.mark.parametrize("training", ["yes", 1, "no"])
+def test_training_is_true_or_false(tmp_path, lowering, training):
+    with pytest.raises(ConfigError, match=f"training={training!r}: True, False, or None"):
+        lower(tmp_path, training=training)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_made_for_a_failure_are_removed(tmp_path, lowering):
+    lowering.fails = True
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LowerError, match="no"):
+        gr_compile.lower(Mlp(), vectors(), out=tmp_path / "mine" / "new" / "newer" / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    lowering.fails = False
+    gr_compile.lower(Mlp(), vectors(), out=tmp_path / "mine" / "new" / "newer" / "out")
+    assert (tmp_path / "mine" / "new" / "newer" / "out" / "report.json").exists()
+
+
 def test_models_of_one_class_are_lowered_any_number_of_times(tmp_path, lowering):
     with torch._dynamo.config.patch(recompile_limit=1):
         for _ in range(3):
