@@ -37,8 +37,8 @@ def write_operators(
     """Write the project of all operators that GE graphs hold into folder/operators; JSON for the report.
 
     Args:
-        graphs: with fake values, and with the counts of the example; the tilings of their calls, at the example's sizes,
-            are in the report.
+        graphs: with fake values, and the counts of the example; the tilings of their calls, at its sizes, are in the
+            report.
         ge_types: the types of nodes in all GE graphs, of backwards, too.
         attention: the calls of attention in all GE graphs; their tiles are chosen for `machine`.
     """

@@ -205,7 +205,7 @@ class _Factors:
 
 
 def _number(expr: Expr) -> float | None:
-    """The value of a constant, rounded as its casts between floats round it; one to a whole number cuts, and is none."""
+    """The value of a constant, rounded by its casts between floats; a cast to a whole number cuts, and has none."""
     if expr.op == "cast":
         inner = _number(expr.args[0]) if expr.dtype in FLOAT_DTYPES else None
         return None if inner is None else float(torch.tensor(inner, dtype=torch.float64).to(TORCH_DTYPE[expr.dtype]))

@@ -70,8 +70,8 @@ class Request:
             if isinstance(node.meta["val"], torch.SymInt)
         ]  # fmt: skip
         return {
-            "inputs": described, "hints": hints, "sizes": dict(sizes), "training": self.training, "run": self.run, "mode": self.mode,
-            "threads": torch.get_num_threads(),
+            "inputs": described, "hints": hints, "sizes": dict(sizes), "training": self.training, "run": self.run,
+            "mode": self.mode, "threads": torch.get_num_threads(),
             "library": {program: dict(attributes) for program, attributes in self.library.items()},
         }  # fmt: skip
 

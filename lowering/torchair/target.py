@@ -306,8 +306,8 @@ def check_options(mode: str, kernels: str) -> None:
             raise ConfigError(f"target='ascend{{{name}={value}}}': {name} is one of {', '.join(known)}")
     if mode == replay.MODE and kernels != "generated":
         raise ConfigError(
-            f"target='ascend{{mode={mode},kernels={kernels}}}': Huawei's operators are nodes of GE graphs, and {mode} makes "
-            f"none; take kernels=generated, or mode={_GE}"
+            f"target='ascend{{mode={mode},kernels={kernels}}}': Huawei's operators are nodes of GE graphs, and {mode} "
+            f"makes none; take kernels=generated, or mode={_GE}"
         )
 
 

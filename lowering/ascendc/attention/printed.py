@@ -73,7 +73,8 @@ def calls_of(graph_module: fx.GraphModule, counts: Sizes = _NO_COUNTS) -> list[A
         counts: the values of symbols that are told by data, in the example.
     """
     targets = {torch.ops.gr.jagged_attention.default, torch.ops.gr.jagged_attention_backward.default}
-    return [_call(node, counts) for node in graph_module.graph.nodes if node.op == "call_function" and node.target in targets]
+    nodes = graph_module.graph.nodes
+    return [_call(node, counts) for node in nodes if node.op == "call_function" and node.target in targets]
 
 
 def _call(node: fx.Node, counts: Sizes) -> AttentionCall:

@@ -183,8 +183,8 @@ and one `program_*.h` each. What none of them serves fails in the tiling functio
 def _readme(rows: Sequence[Operator], attention: Attention, without: Sequence[str]) -> str:
     more = _PROGRAMS if attention else ""
     if without:
-        more += "\n".join(["**Not in this package**, and in the graphs that it was printed for:", "", *(f"- {x}" for x in without)])
-        more += "\n\n"
+        listed = "\n".join(f"- {text}" for text in without)
+        more += f"**Not in this package**, and in the graphs that it was printed for:\n\n{listed}\n\n"
     table = "\n".join(f"| `gr::{row.name}` | `{row.ge_type}` | {row.summary} |" for row in rows)
     return f"""\
 # gr:: operators for Ascend 910B

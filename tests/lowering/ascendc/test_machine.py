@@ -32,5 +32,5 @@ def test_names_that_are_nearly_one(name: str, meant: str) -> None:
 
 
 def test_a_name_that_is_like_none() -> None:
-    with pytest.raises(ValueError, match="known: 910_93, 910b1, 910b3$"):
+    with pytest.raises(ValueError, match=r"known: 910_93, 910b1, 910b3$"):
         machine("h200")

@@ -102,5 +102,5 @@ def test_a_temporary_folder_that_cannot_be_written_is_not_blamed_on_out(tmp_path
 
 def test_no_temporary_folder_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **options: os.mkdir(tmp_path / "none" / "there"))
-    with pytest.raises(LowerError, match="temporary folder .* cannot be written"), target._temporary_folder():
+    with pytest.raises(LowerError, match=r"temporary folder .* cannot be written"), target._temporary_folder():
         pass
