@@ -180,6 +180,7 @@ class Work:
         self.graph = graph
         prepared = sizes.prepare(graph.graph)
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
+        self.assertions = prepared.assertions
         self.known = {size_expr(size): count for size, count in zip(prepared.sizes, self.counts)}
         self.random = draws(graph.captured)
         self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
@@ -231,6 +232,8 @@ class Work:
             notes.append(f"run on the CPU, it differs from the model's own operators by {gap:.1e} at most")
         notes += [f"holds for {name} = {value} alone" for name, value in (converted.fixed or {}).items()]
         notes += [f"{one.operator}, {one.calls} calls: {one.chosen}: {one.why}" for one in self.choices]
+        if self.assertions:
+            notes.append(f"assertions of the model that are left out, since no node can stop a run: {self.assertions}")
         if any("recompute" in node.meta for node in self.graph.graph.graph.nodes):
             notes.append("checkpointed regions keep their activations: nothing is computed twice")
         return notes

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from cases import DEFAULT, REPLAYED, SHIPPED, SLOW, Case
+from cases import DEFAULT, MASKED, REPLAYED, SHIPPED, SLOW, Case
 from pbtxt import GeNode, read
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -83,7 +83,7 @@ class Outcome:
 def outcome(tmp_path_factory, request):
     slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
     cases = (*DEFAULT, *SLOW) if slow else DEFAULT
-    return Outcome((*cases, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
+    return Outcome((*cases, *MASKED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
 
 
 CASES = [
@@ -239,6 +239,20 @@ def test_what_ran_is_eager_torch(outcome, case):
     tensors = [expected] if isinstance(expected, Tensor) else [*expected]
     assert all(any(torch.allclose(o, e, 1e-4, 1e-5) for o in outputs if o.shape == e.shape) for e in tensors)
     assert bool([g for g in gradients if g is not None]) == case.training
+
+
+@pytest.mark.parametrize("case", MASKED, ids=str)
+def test_reads_by_masks_take_counts_as_inputs(outcome, case):
+    """Whatever idiom says the places: x[mask], masked_select, nonzero as a tuple; one_hot is written out."""
+    described, graph = outcome.described[str(case)], outcome.graph(case)
+    assert described["largest_difference"] < 1e-5 and not described["fixed"]
+    assert set(described["counts"].values()) == {4, 6} and of_type(graph, "GrTruePlaces")
+    assert not of_type(graph, "NonZero") and not of_type(graph, "MaskedSelect")
+    (note,) = [text for text in described["notes"] if text.startswith("assertions of the model that are left out")]
+    assert int(note.rpartition(" ")[2]) >= 1
+    outputs, _ = torch.load(outcome.scratch / str(case) / "ran.pt")
+    model, batch = case.build()
+    torch.testing.assert_close(outputs[0], model(**batch))
 
 
 # ------------------------------------------------------------------------------------------------- options
