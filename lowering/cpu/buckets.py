@@ -27,11 +27,15 @@ EXACT = frozenset({"neg", "abs", "sqrt", "reciprocal", "relu", "sign", "floor", 
 _EXACT_BINARY = frozenset({"add", "sub", "mul", "div", "maximum", "minimum"})
 _STRUCTURE = frozenset({"const", "load", "cast", "where", "compare", "and", "not", "ge0", "eq0", "index", "size"})
 _GROWING = frozenset(
-    {"exp", "expm1", "log", "log1p", "sqrt", "tanh", "sigmoid", "floor", "ceil", "trunc", "round", "erf"}
+    {"exp", "expm1", "log", "log1p", "log2", "sqrt", "tanh", "sigmoid", "floor", "ceil", "trunc", "round", "erf"}
 )
 _STEPS = frozenset({"floor", "ceil", "trunc", "round", "sign"})
 _MOST_STEPS = 2048
 _NEIGHBOURS = 64
+_WHAT_IS_NONE = (
+    f"it is not shown to grow or fall with one whole number that is never negative, over at most {_MOST_STEPS} steps "
+    "(cut it to the size of its table)"
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def is_step(node: Expr) -> bool:
     return to_whole or node.op == "compare" or node.op in _STEPS or node.op in ("floordiv", "truncdiv", "mod")
 
 
-def is_inexact(expr: Expr, tables: Collection[Expr] = ()) -> bool:
-    """Whether two libraries may compute `expr` to different last bits, where `tables` are exact."""
+def is_inexact(expr: Expr, tables: Collection[Expr] = (), exact: Collection[str] = EXACT) -> bool:
+    """Whether two libraries may compute `expr` to different last bits, where `tables` and functions `exact` do not."""
     seen: set[Expr] = set()
     stack = [expr]
     while stack:
@@ -75,14 +79,18 @@ def is_inexact(expr: Expr, tables: Collection[Expr] = ()) -> bool:
         if node in seen or node in tables:
             continue
         seen.add(node)
-        if node.dtype in FLOAT_DTYPES and node.op not in EXACT | _EXACT_BINARY | _STRUCTURE:
+        if node.dtype in FLOAT_DTYPES and node.op not in exact and node.op not in _EXACT_BINARY | _STRUCTURE:
             return True
         stack.extend(operands_of(node.args))
     return False
 
 
-def find_tables(roots: Iterable[Expr], lanes: Lanes) -> dict[Expr, Bucket]:
+def find_tables(roots: Iterable[Expr], lanes: Lanes, exact: Collection[str] = EXACT) -> dict[Expr, Bucket]:
     """A table for every step below `roots` that reads an inexact value and no score, the outermost that is possible.
+
+    Args:
+        exact: functions that are rounded alike everywhere. Those of EXACT that are not among them become tables where
+            that is possible, and are left where it is not.
 
     Raises:
         Unsupported: such a step is no monotone function of one integer.
@@ -94,9 +102,9 @@ def find_tables(roots: Iterable[Expr], lanes: Lanes) -> dict[Expr, Bucket]:
         if node in done:
             return
         done.add(node)
-        wants = is_step(node) and is_inexact(node) and not any(x.op in SPECIAL for x in walk(node))
-        clamps = node.dtype == "i" and node.op in ("minimum", "maximum") and is_inexact(node)
-        table = bucket(node, lanes) if wants or clamps else None
+        wants = is_step(node) and is_inexact(node, exact=exact) and not any(x.op in SPECIAL for x in walk(node))
+        clamps = node.dtype == "i" and node.op in ("minimum", "maximum") and is_inexact(node, exact=exact)
+        table = bucket(node, lanes, exact) if wants or clamps else None
         if table is not None:
             tables[node] = table
             lanes.ranges[node] = table.range
@@ -104,18 +112,18 @@ def find_tables(roots: Iterable[Expr], lanes: Lanes) -> dict[Expr, Bucket]:
         for operand in operands_of(node.args):
             resolve(operand)
         if wants and is_inexact(node, tables):
-            raise Unsupported(f"a step of a float that is no bucket of one integer: {node}")
+            raise Unsupported(f"a step of a float that is no bucket of one integer: {_WHAT_IS_NONE}: {node}")
 
     for root in roots:
         resolve(root)
     return tables
 
 
-def bucket(node: Expr, lanes: Lanes) -> Bucket | None:
+def bucket(node: Expr, lanes: Lanes, exact: Collection[str] = EXACT) -> Bucket | None:
     """The table of a step, or None where it is not a monotone function of one integer with few steps."""
     if node.dtype not in ("i", "b"):
         return None
-    argument = _argument(node)
+    argument = _argument(node, exact)
     if argument is None:
         return None
     low, high = lanes.interval(argument)
@@ -124,13 +132,13 @@ def bucket(node: Expr, lanes: Lanes) -> Bucket | None:
     return _table(node, argument, low, min(high, INT64[1]))
 
 
-def _argument(node: Expr) -> Expr | None:
+def _argument(node: Expr, exact: Collection[str]) -> Expr | None:
     """The one integer that an inexact function reads: what is exact below it."""
     found: set[Expr] = set()
     stack = list(operands_of(node.args))
     while stack:
         x = stack.pop()
-        if (x.dtype in FLOAT_DTYPES and x.op != "load") or is_inexact(x):
+        if (x.dtype in FLOAT_DTYPES and x.op != "load") or is_inexact(x, exact=exact):
             stack.extend(operands_of(x.args))
         elif x.op != "const":
             found.add(x)

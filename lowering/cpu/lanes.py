@@ -1,25 +1,28 @@
 """Which C type holds a node of a score program: the width of integers by their range, lanes or one value.
 
 A kernel is built *narrow* first: 64-bit integers that a side of the program loads are assumed to lie in
-[-1, 2^31 - 2], which timestamps and ids do, so that differences of two fit in 32 bits. The kernel checks every
+[-1, 2^31 - 2^16 - 2], which timestamps and ids do, so that differences of two fit in 32 bits. The kernel checks every
 column that it stores, and answers TOO_WIDE where that is wrong; the wide kernel assumes nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 
-from gr_compile.analysis.expr import Expr
+from gr_compile.analysis.expr import Expr, walk
+from gr_compile.lowering.cpu.reals import bounds
 from gr_compile.ops.evaluate import SPECIAL, reads_block
 
 Interval: TypeAlias = tuple[int, int]
 INT32: Interval = (-(1 << 31), (1 << 31) - 1)
 INT64: Interval = (-(1 << 63), (1 << 63) - 1)
-_ASSUMED: Interval = (-1, (1 << 31) - 2)
+_ASSUMED: Interval = (-1, (1 << 31) - (1 << 16) - 2)  # what is added to a difference of two, such as 1, fits, too
+_ROUNDED = 1e-4  # of a float32, over all operations that it is computed by
 _PLACE: Interval = (0, (1 << 30) - 1)  # an index or a size; kernels.py checks
 _STORED: dict[torch.dtype, Interval] = {
     torch.int32: INT32,
@@ -85,7 +88,7 @@ class Lanes:
             assumed = stored == INT64 and self.narrow and not reads_block(node)
             return _ASSUMED if assumed else stored
         if node.op == "cast":
-            return (0, 1) if node.args[0].dtype == "b" else INT64
+            return (0, 1) if node.args[0].dtype == "b" else _cut(self, node.args[0])
         rule = _RULES.get(node.op)
         if rule is None:
             return INT64
@@ -99,6 +102,15 @@ def fits(inner: Interval, outer: Interval) -> bool:
 
 def _within(found: Interval) -> Interval:
     return found if fits(found, INT64) else INT64
+
+
+def _cut(lanes: Lanes, real: Expr) -> Interval:
+    """Of a float of whole numbers alone that is cut to one; a score or a float that is loaded may be NaN."""
+    if any(x.op in SPECIAL or (x.op == "load" and x.dtype != "i") for x in walk(real)):
+        return INT64
+    low, high = bounds(real, lanes)
+    room = 1 + _ROUNDED * max(abs(low), abs(high))  # of all roundings on the way
+    return _within((math.floor(low - room), math.ceil(high + room))) if math.isfinite(room) else INT64
 
 
 def _product(a: Interval, b: Interval) -> Interval:

@@ -22,6 +22,7 @@ from gr_compile.ops.evaluate import reads_block, side_groups
 
 Sides = tuple[Expr, Expr]
 _MOST_CELLS = 2048  # of a table
+_ASSUMED_BELOW = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ def steps_of(bucket: Bucket, lanes: Lanes) -> Steps | None:
     first = next((value for place, value in reversed(bucket.steps) if place <= floor), bucket.first)
     if any(_float(place) == _float(place - 1) for place, _ in changes):
         return None
+    top = 1 << 31 if high >= _ASSUMED_BELOW else high  # times that are wider than assumed wrap, and stay in the table
     for shift in range(23, 17, -1):
         cells = [_bits(place) >> shift for place, _ in changes]
-        count = (_bits(min(high, 1 << 31)) >> shift) + 1
+        count = (_bits(top) >> shift) + 1
         if count > _MOST_CELLS:
             return None
         if len(set(cells)) == len(cells):

@@ -34,7 +34,7 @@ from gr_compile.lowering.ascendc.attention.vector import Function
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.tiling import Demand, Tiling, solve, up
-from gr_compile.lowering.cpu.buckets import find_tables
+from gr_compile.lowering.cpu.buckets import EXACT, find_tables
 from gr_compile.lowering.cpu.emit import rough_nodes
 from gr_compile.lowering.cpu.lanes import Lanes, Unsupported
 from gr_compile.ops.attention_blocks import KEY, QUERY, SEQUENCE
@@ -220,7 +220,7 @@ class Printer(ABC):
         bounds = tuple(x for x in (program.key_low, program.key_high) if x is not None)
         roots = self.roots()
         loads = tuple(place for x in program.loads() for place in x.args[1])
-        tables = find_tables((*roots, *bounds, *loads), lanes)
+        tables = find_tables((*roots, *bounds, *loads), lanes, EXACT - {"sqrt", "reciprocal"})
         if any(len(x.values) > _MOST_CELLS for x in tables.values()):
             raise Unsupported(f"a step function with more than {_MOST_CELLS} cells")
         resident = {

@@ -69,7 +69,10 @@ def _place(f: Function, at: int, steps: Steps) -> Register:
     if steps in f.places:
         return f.places[steps]
     real = size_of(f, steps)
-    cell = f.scalar("ShiftLeft", f.scalar("ShiftRight", real, str(steps.shift), "i"), "2", "i")
+    cell = f.scalar("ShiftRight", real, str(steps.shift), "i")
+    if not steps.absolute:  # where times are wider than assumed, and wrap, it may be negative
+        cell = f.scalar("Mins", f.scalar("Maxs", cell, "0", "i"), str(len(steps.limits) - 1), "i")
+    cell = f.scalar("ShiftLeft", cell, "2", "i")
     limit = f.gather(table, cell)
     beyond = f.emit("Compare({d:b}, {0:f}, {1:f}, CMPMODE::GE, n);", "bits", real, limit)
     f.places[steps] = f.choose(beyond, f.scalar("Adds", cell, "4", "i"), cell)

@@ -17,8 +17,12 @@ LEAVES = {"time": torch.int64, "day": torch.int32, "hour": torch.int8, "flag": t
 TIME_I, TIME_J = load("time", [b, i], "i"), load("time", [b, j], "i")
 DAY, HOUR, FLAG, REAL = load("day", [b, j], "i"), load("hour", [b, j], "i"), load("flag", [b, j], "b"), load("real", [b, j], "f32")
 OF_PAIRS = load("time", [b, i, j], "i")
-PLACE, ASSUMED = (0, 2**30 - 1), (-1, 2**31 - 2)
+PLACE, ASSUMED = (0, 2**30 - 1), (-1, LAST := 2**31 - 2**16 - 2)
 BYTE = (-128, 127)
+
+
+def real(x: Expr) -> Expr:
+    return E.cast(x, "f32")
 
 
 def binary(op: str, left: Expr, right: Expr) -> Expr:
@@ -35,17 +39,24 @@ INTERVALS: dict[str, tuple[Expr, Interval, Interval]] = {
     "of pairs":            (OF_PAIRS,                      INT64,                 INT64),
     "32 bits":             (DAY,                           INT32,                 INT32),
     "8 bits":              (HOUR,                          BYTE,                  BYTE),
-    "distance of times":   (E.sub(TIME_I, TIME_J),         (1 - 2**31, 2**31 - 1), INT64),
-    "sum of times":        (E.add(TIME_I, TIME_J),         (-2, 2**32 - 4),       INT64),
+    "distance of times":   (E.sub(TIME_I, TIME_J),         (-1 - LAST, LAST + 1),  INT64),
+    "sum of times":        (E.add(TIME_I, TIME_J),         (-2, 2 * LAST),        INT64),
     "product of bytes":    (E.mul(HOUR, HOUR),             (-16256, 16384),       (-16256, 16384)),
-    "product of times":    (E.mul(TIME_I, TIME_J),         (2 - 2**31, (2**31 - 2)**2), INT64),
-    "absolute":            (E.unary("abs", E.sub(TIME_I, TIME_J)), (0, 2**31 - 1), INT64),
+    "product of times":    (E.mul(TIME_I, TIME_J),         (-LAST, LAST**2),       INT64),
+    "absolute":            (E.unary("abs", E.sub(TIME_I, TIME_J)), (0, LAST + 1), INT64),
+    "a little more than a distance": (E.add(E.unary("abs", E.sub(TIME_I, TIME_J)), const(60)), (60, LAST + 61), INT64),
     "absolute, never 0":   (E.unary("abs", binary("minimum", HOUR, const(-5))), (5, 128), (5, 128)),
     "at least 1":          (binary("maximum", HOUR, const(1)), (1, 127),          (1, 127)),
     "at most 64":          (binary("minimum", HOUR, const(64)), (-128, 64),       (-128, 64)),
     "either":              (E.where(FLAG, HOUR, E.add(HOUR, const(300)), "i"), (-128, 427), (-128, 427)),
     "flag as a number":    (E.cast(FLAG, "i"),             (0, 1),                (0, 1)),
     "float as a number":   (E.cast(REAL, "i"),             INT64,                 INT64),
+    "root of a day":       (E.cast(E.unary("sqrt", real(E.binary("maximum", DAY, const(0), "i"))), "i"), (-6, 46347), (-6, 46347)),
+    "root of what may be negative": (E.cast(E.unary("sqrt", real(DAY)), "i"), INT64, INT64),
+    "hours of bytes":      (E.cast(E.binary("div", real(HOUR), const(60.0, "f32"), "f32"), "i"), (-4, 4), (-4, 4)),
+    "a root of a float":   (E.cast(E.unary("sqrt", E.unary("abs", REAL)), "i"), INT64, INT64),
+    "a quotient by 0":     (E.cast(E.binary("div", real(HOUR), real(HOUR), "f32"), "i"), INT64, INT64),
+    "in half precision":   (E.cast(E.unary("abs", E.cast(HOUR, "f16")), "i"), INT64, INT64),
     "quotient":            (binary("floordiv", HOUR, const(24)), (-129, 128),     (-129, 128)),
     "remainder":           (binary("mod", DAY, const(7)),  (0, 6),                (0, 6)),
 }  # fmt: skip

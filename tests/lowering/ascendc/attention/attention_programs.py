@@ -108,10 +108,30 @@ def _gelu_dense_keys(batch: int) -> Sample:
     return Sample({"score": E.unary("gelu", scaled)}, {"tau": torch.rand(4) + 0.5}, dense_keys=12)
 
 
+def _functions_of_time(batch: int) -> Sample:
+    """Steps of a logarithm and of roots, cut to their table and not, and powers: of a distance in time, and 1."""
+    apart = E.unary("abs", E.sub(load("times", [b, i], "i"), load("times", [b, j], "i")))
+    later = E.cast(E.add(apart, const(1)), "f32")
+    step = E.cast(E.binary("mul", E.unary("log2", later), const(2.0, "f32"), "f32"), "i")
+    root = E.unary("sqrt", E.cast(apart, "f32"))
+    cut = E.binary("minimum", E.cast(root, "i"), const(63), "i")
+    wide = E.cast(E.binary("div", root, const(500.0, "f32"), "f32"), "i")
+    biases = [load("time", [x], "f32") for x in (step, cut, wide)]
+    biases += [E.binary("pow", later, const(-0.3, "f32"), "f32"), E.unary("rsqrt", later)]
+    biased = S
+    for bias in biases:
+        biased = E.binary("add", biased, bias, "f32")
+    grown = E.binary("add", E.unary("softplus", biased), const(0.25, "f32"), "f32")
+    score = _masked(CAUSAL, _over_n(E.binary("pow", grown, const(1.7, "f32"), "f32")))
+    tables = _tables(batch)
+    return Sample({"score": score, "key_high": E.add(i, const(1))}, {x: tables[x] for x in ("time", "times")})
+
+
 PROGRAMS: dict[str, Callable[[int], Sample]] = {
     "silu_rab_time": _silu_rab_time, "softmax": _softmax, "window": _window, "targets": _targets,
     "valid_keys": _valid_keys,
     "fuxi_position": _fuxi_position, "fuxi_time": _fuxi_time, "gelu_dense_keys": _gelu_dense_keys,
+    "functions_of_time": _functions_of_time,
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from gr_compile.ops.jagged_attention import inputs_of
 
 WITHIN = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 LENGTHS = [70, 0, 1, 5, 2]  # with tiles that pass a causal mask, and tiles that it cuts
-QUICK = {("silu_rab_time", torch.float32), ("softmax", torch.bfloat16)}
+QUICK = {("silu_rab_time", torch.float32), ("softmax", torch.bfloat16), ("functions_of_time", torch.float32)}
 CASES = [
     pytest.param(name, dtype, marks=() if (name, dtype) in QUICK else pytest.mark.slow, id=f"{name}-{dtype}")
     for name in PROGRAMS
@@ -160,10 +160,13 @@ def _mutant(kernel: Kernel, line: str, instead: str) -> Kernel:
     return dataclasses.replace(kernel, source=kernel.source.replace(line, instead))
 
 
-def test_a_whole_number_that_does_not_fit_is_no_wrong_number() -> None:
-    given = operands("silu_rab_time", LENGTHS)
-    given[3] = [x * 1000 if x.dtype == torch.int64 else x for x in given[3]]
-    assert bool(forward(inputs_of(*given)).isnan().all())
+@pytest.mark.parametrize("name", ["silu_rab_time", "functions_of_time"])
+def test_a_whole_number_that_does_not_fit_is_no_wrong_number(name: str) -> None:
+    """Nor a read beyond a table: of times in milliseconds, and of one whose distance, and 1, wraps."""
+    for change in (lambda x: x * 1000, lambda x: torch.where(torch.arange(x.shape[1]) == 3, 2**31 - 1, x * 0)):
+        given = operands(name, LENGTHS)
+        given[3] = [change(x) if x.dtype == torch.int64 else x for x in given[3]]
+        assert bool(forward(inputs_of(*given)).isnan().all())
 
 
 _SHAPES = Shapes(lengths=(1, 9, 37, 100), keys=(2, 20, 70), widths=(1, 13, 24), v_widths=(1, 16, 20))

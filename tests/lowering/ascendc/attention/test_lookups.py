@@ -114,7 +114,7 @@ def test_a_tile_touches_at_least_one_step_and_at_most_all() -> None:
     assert 1 <= touched(steps, 65536) < touched(steps, 512) <= len(steps.levels)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [x for x in PROGRAMS if x != "functions_of_time"])  # whose steps may wrap: see _place
 def test_a_bias_that_lies_in_its_tables_is_not_cut(name: str) -> None:
     printer = Forward(Call.of(inputs_of(*operands(name, [5, 3]))))
     inside, outside = (" ".join(x.lines) for x in (printer.share_inside, printer.share))
