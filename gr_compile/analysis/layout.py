@@ -14,6 +14,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
 from gr_compile.analysis.gradients import counts_lookups
+from gr_compile.analysis.looked_up import is_looked_up
 
 aten = torch.ops.aten
 _ASKS_FOR_ROWS = frozenset({aten.roll.default, aten.cummax.default, aten.logsumexp.default})
@@ -31,10 +32,14 @@ class Layout(Enum):
 
 
 class TokenLayout:
-    """Layouts and locality for one pair (batch, sequence) of index spaces."""
+    """Layouts and locality for one pair (batch, sequence) of index spaces.
 
-    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom) -> None:
-        self.dims, self.batch, self.sequence = dims, batch, sequence
+    `sampled`: products of tokens with several looked-up rows of their sequence are local, too: a later pass reads each
+    row where it is multiplied.
+    """
+
+    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom, sampled: bool = False) -> None:
+        self.dims, self.batch, self.sequence, self.sampled = dims, batch, sequence, sampled
 
     def of(self, node: fx.Node) -> Layout:
         """The layout of a tensor node."""
@@ -130,13 +135,15 @@ class TokenLayout:
         return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE, Layout.SEQUENCE}
 
     def _one_row_a_sequence(self, kind: ops.Contract) -> bool:
-        """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries."""
+        """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries. Many
+        rows would be copied for each token, unless they are sampled ones."""
         sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
         table = {label: dim for operand, labels in sides for label, dim in zip(labels, self.dims.of(operand)) if dim}
         for operand, labels in sides:
             if self.of(operand) is Layout.SEQUENCE:
                 kept = [label for label in labels if label in kind.out_labels and label in table]
-                return len(kept) == 1 and kind.bias is None
+                many = self.sampled and is_looked_up(operand)
+                return (len(kept) == 1 or many) and kind.bias is None
         return False
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:

@@ -1,0 +1,132 @@
+"""The pass: sampled logits, product by product; logits of the whole catalogue, loss by loss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch.fx as fx
+
+from gr_compile.analysis.element import Elements
+from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
+from gr_compile.passes.fuse_sampled_logits.catalogue import CatalogueLosses, catalogue_loss_at
+from gr_compile.passes.fuse_sampled_logits.emit import SampledLogits, padding_of
+from gr_compile.passes.fuse_sampled_logits.products import Product, ProductFinder, Rejected
+from gr_compile.pipeline import PassContext
+
+_SAMPLED, _CATALOGUE = "gr::sampled_logits", "gr::linear_cross_entropy"
+
+
+@dataclass(frozen=True)
+class FuseSampledLogits(Pass):
+    """Make logits of looked-up rows, and losses over the whole catalogue, without keeping rows or logits."""
+
+    name: ClassVar[str] = "fuse-sampled-logits"
+    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "eliminate-padding", "fuse-jagged-attention"})
+    numerics: ClassVar[Numerics] = "reassociates"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:
+        """Candidates: products of states with rows of a table, and losses over all rows of one."""
+        work = _Work(Elements(graph_module, context.constants), context)
+        work.sampled(graph_module)
+        work.whole_catalogues(graph_module)
+        return PassResult(bool(work.matches), tuple(work.matches), tuple(work.misses))
+
+
+@dataclass
+class _Work:
+    pull: Elements
+    context: PassContext
+    matches: list[Match] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+
+    def sampled(self, graph_module: fx.GraphModule) -> None:
+        finder = ProductFinder(self.pull)
+        alike: dict[Any, list[Product]] = defaultdict(list)
+        for node in graph_module.graph.nodes:
+            try:
+                product = finder.at(node)
+            except Rejected as rejected:
+                self.misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
+                continue
+            if product is not None:
+                alike[_kind(product)].append(product)
+        emit = SampledLogits(self.context.editor, self.pull)
+        for products in alike.values():
+            if any(product.own for product in products):
+                for together in _independent(products):
+                    self._fuse(together, emit)
+
+    def whole_catalogues(self, graph_module: fx.GraphModule) -> None:
+        emit = CatalogueLosses(self.context.editor, self.pull)
+        for node in list(graph_module.graph.nodes):
+            try:
+                found = catalogue_loss_at(node, self.pull)
+                if found is None or not self._known(_CATALOGUE, node):
+                    continue
+                if not self.context.allow(f"loss over a catalogue {node.name}", node):
+                    continue
+                match = Match("loss over a whole catalogue", node, detail=_CATALOGUE)
+                emit.replace(found)
+            except Rejected as rejected:
+                self.misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
+                continue
+            self.matches.append(match)
+
+    def _known(self, operator: str, node: fx.Node) -> bool:
+        known = self.context.supports(operator)
+        if not known:
+            self.misses.append(Miss(f"the target has no kernel for {operator}", node))
+        return known
+
+    def _fuse(self, products: list[Product], emit: SampledLogits) -> None:
+        if not any(product.own for product in products):
+            return  # one row a token, as large as the tokens themselves
+        first, names = products[0].node, ", ".join(product.node.name for product in products)
+        if not self._known(_SAMPLED, first) or not self.context.allow(f"sampled logits {names}", first):
+            return
+        try:
+            emit.replace(products)
+        except Rejected as rejected:
+            self.misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
+            return
+        for product in products:
+            what = "logits of looked-up rows" if product.own else "logits of one looked-up row a token"
+            self.matches.append(Match(what, product.node, detail=_SAMPLED))
+
+
+def _kind(product: Product) -> Any:
+    """Products of one kind can share a call; those by sequence are alone."""
+    rows = product.rows
+    dims = tuple(product.query_labels.index(c) for c in product.tokens + product.feature)
+    alone = product.node if rows.group is not None else None
+    return product.query, dims, product.table, rows.eps, product.cosine, padding_of(product), _dtype(product), alone
+
+
+def _dtype(product: Product) -> Any:
+    return product.node.meta["val"].dtype
+
+
+def _independent(products: list[Product]) -> list[list[Product]]:
+    """Groups in which no product is made from another: negatives may be chosen by earlier logits."""
+    groups: list[list[Product]] = []
+    for product in products:
+        needed = _ancestors(product)
+        home = next((group for group in groups if not any(other.node in needed for other in group)), None)
+        if home is None:
+            groups.append([product])
+        else:
+            home.append(product)
+    return groups
+
+
+def _ancestors(product: Product) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    front = [product.node]
+    while front:
+        for node in front.pop().all_input_nodes:
+            if node not in found:
+                found.add(node)
+                front.append(node)
+    return found
