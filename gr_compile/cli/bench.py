@@ -7,10 +7,11 @@ rows of `speed`: {fill, mode, eager_ms, torch_compile_ms, gr_compile_ms, speedup
 gemm_gflops, peak_mb, padded_peak_mb}; of `memory`: {fill, mode, max_seq_len, batch_size, num_layers, peak_mb,
 padded_peak_mb, ratio, steady_peak_mb, padded_steady_peak_mb, steady_ratio}; of `embedding`: {fill, ids,
 valid_ids, embedding_dim, items, <contender>_forward_ms, <contender>_backward_ms,
-forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile; of `loss`:
-{fill, model, tokens, items, negatives (null: all items), <contender>_ms, <contender>_mb (what a step adds to
-the table, the states and their gradients), speedup_vs_torch_compile, memory_vs_eager, memory_vs_torch_compile}; of `turbogr`: {fill, mode,
-model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops, peak_mb, steady_peak_mb}.
+forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile; of
+`loss`: {fill, model, tokens, items, negatives (null: all items), <contender>_ms, <contender>_mb (what a step adds to
+the table, the states and their gradients), speedup_vs_torch_compile, memory_vs_eager, memory_vs_torch_compile}; of
+`turbogr`: {fill, mode, model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops,
+peak_mb, steady_peak_mb}.
 
 runs: {contender, fill, mode, max_seq_len, tokens, real_fill, status (measured, out of memory, failed, wrong),
 reason, step_ms, forward_ms, backward_ms, samples_ms, first_step_s, compile_s, cold, peak_mb, steady_peak_mb,

@@ -19,7 +19,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import index
-from gr_compile.analysis.kinds import Contract, Permute
+from gr_compile.analysis.kinds import Contract, Lookup, Permute, Pick
 from gr_compile.analysis.looked_up import Rows, unscaled
 from gr_compile.analysis.reads import SHAPE_ONLY
 from gr_compile.editor import GraphEditor
@@ -40,6 +40,8 @@ class Product:
     Attributes:
         x: the states; `x_labels` names its dimensions, `labels` the result's, of which `item` and `feature` are two.
         table: [V, D], or [D, V] where `turned`.
+        chosen: the node that reads some rows of the logits [T, V] by their numbers, where one does.
+        tokens: the sizes of the product's dimensions but for the items'; behind `chosen` those of the target.
     """
 
     rows: Rows
@@ -51,6 +53,8 @@ class Product:
     table: fx.Node
     turned: bool
     bias: fx.Node | None
+    chosen: fx.Node | None
+    tokens: list[Any]
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,27 @@ def _product_of(loss: Loss, pull: Elements) -> Product | None:
                 return None
             inner = unscaled(pull, _first(rows.node), rows.at)
             rows = replace(inner, between=(*rows.between, rows.node, *inner.between))
+        chosen = _chosen(rows)
+        if chosen is None:
+            return _sides(rows, None, loss.tokens)
+        source = _first(chosen)
+        pull.forget()
+        pull.bind("t0", pull.shape(source)[0])
+        inner = unscaled(pull, source, (index("t0"), index(_ITEM)))
     except Blocked:
         return None
-    return _sides(rows)
+    between, factor = (*rows.between, chosen, *inner.between), rows.factor * inner.factor
+    return _sides(replace(inner, between=between, factor=factor), chosen, [source.meta["val"].shape[0]])
+
+
+def _chosen(rows: Rows) -> fx.Node | None:
+    """logits[numbers]: some rows of a matrix."""
+    kind = ops.kind_of(rows.node)
+    picks = isinstance(kind, Pick) and kind.dim == 0 and kind.index is not None
+    looks_up = isinstance(kind, Lookup) and rows.node.target is aten.index.Tensor
+    if not (picks or looks_up) or rows.at != (index("t0"), index(_ITEM)):
+        return None
+    return rows.node if ops.rank(_first(rows.node)) == 2 else None
 
 
 def _is_log_softmax(rows: Rows) -> bool:
@@ -119,7 +141,7 @@ def _first(node: fx.Node) -> fx.Node:
     return operand
 
 
-def _sides(rows: Rows) -> Product | None:
+def _sides(rows: Rows, chosen: fx.Node | None, tokens: list[Any]) -> Product | None:
     """Which operand of a contraction is the table, and which the states."""
     kind = ops.kind_of(rows.node)
     if not isinstance(kind, Contract):
@@ -138,7 +160,7 @@ def _sides(rows: Rows) -> Product | None:
             behind = ops.kind_of(table)
             if turned and isinstance(behind, Permute):
                 table, turned = behind.source, False
-            found = Product(rows, x, x_labels, kind.out_labels, item, feature, table, turned, kind.bias)
+            found = Product(rows, x, x_labels, kind.out_labels, item, feature, table, turned, kind.bias, chosen, tokens)
             return found if _bias_fits(found) else None
     return None
 
@@ -213,7 +235,7 @@ class CatalogueLosses:
         """What the operator takes, and which targets count (None: all)."""
         editor, loss, product = self.editor, found.loss, found.product
         x, count = self._states(found), math.prod(loss.tokens)
-        target = editor.call(aten.reshape.default, loss.target, [count])
+        target = self._flat(loss.target, count)
         if target.meta["val"].dtype != torch.int64:
             target = editor.call(aten.to.dtype, target, torch.int64)
         counted = None if loss.ignored is None else editor.call(aten.ne.Scalar, target, loss.ignored)
@@ -225,12 +247,17 @@ class CatalogueLosses:
             bias = editor.call(aten.mul.Tensor, bias, factor)
         return [x, table, bias, target, self._weight(found, x, counted, count), factor], counted
 
+    def _flat(self, value: fx.Node, count: Any) -> fx.Node:
+        if same_sizes(value.meta["val"].shape, [count]):
+            return value
+        return self.editor.call(aten.reshape.default, value, [count])
+
     def _weight(self, found: CatalogueLoss, x: fx.Node, counted: fx.Node | None, count: Any) -> fx.Node:
         editor, value = self.editor, x.meta["val"]
         dtype = _WIDE.get(value.dtype, value.dtype)
         weights = [] if counted is None else [counted]
         for one in found.total.weights if found.total is not None else ():
-            weights.append(editor.call(aten.reshape.default, one, [count]))
+            weights.append(self._flat(one, count))
         made = [editor.call(aten.to.dtype, x, dtype) if x.meta["val"].dtype != dtype else x for x in weights]
         if not made:
             return editor.call(aten.full.default, [count], 1.0, dtype=dtype, device=value.device)
@@ -246,11 +273,12 @@ class CatalogueLosses:
         x, width = product.x, product.x.meta["val"].shape[product.x_labels.index(product.feature)]
         if product.x_labels != wanted:
             x = editor.call(aten.permute.default, x, [product.x_labels.index(c) for c in wanted])
-        shape = [*loss.tokens, width]
+        shape = [*product.tokens, width]
         if same_sizes([math.prod(x.meta["val"].shape)], [math.prod(shape)]):
             x = x if same_sizes(x.meta["val"].shape, shape) else editor.call(aten.reshape.default, x, shape)
             if self._is_read_at(x, found):
-                return x if len(shape) == 2 else editor.call(aten.reshape.default, x, [math.prod(loss.tokens), width])
+                x = x if len(shape) == 2 else editor.call(aten.reshape.default, x, [math.prod(loss.tokens), width])
+                return x if product.chosen is None else editor.again(product.chosen, self=x)
         raise Rejected("logits are read at places that are no reshape of the states", product.rows.node)
 
     def _is_read_at(self, x: fx.Node, found: CatalogueLoss) -> bool:
