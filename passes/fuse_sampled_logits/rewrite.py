@@ -28,23 +28,24 @@ class FuseSampledLogits(Pass):
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:
         """Candidates: products of states with rows of a table, and losses over all rows of one."""
-        work = _Work(Elements(graph_module, context.constants), context)
-        work.sampled(graph_module)
-        work.whole_catalogues(graph_module)
+        work = _Work(graph_module, context)
+        work.sampled()
+        work.whole_catalogues()
         return PassResult(bool(work.matches), tuple(work.matches), tuple(work.misses))
 
 
 @dataclass
 class _Work:
-    pull: Elements
+    graph_module: fx.GraphModule
     context: PassContext
     matches: list[Match] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
 
-    def sampled(self, graph_module: fx.GraphModule) -> None:
-        finder = ProductFinder(self.pull)
+    def sampled(self) -> None:
+        pull = self._pull()
+        finder = ProductFinder(pull)
         alike: dict[Any, list[Product]] = defaultdict(list)
-        for node in graph_module.graph.nodes:
+        for node in self.graph_module.graph.nodes:
             try:
                 product = finder.at(node)
             except Rejected as rejected:
@@ -52,27 +53,32 @@ class _Work:
                 continue
             if product is not None:
                 alike[_kind(product)].append(product)
-        emit = SampledLogits(self.context.editor, self.pull)
+        emit = SampledLogits(self.context.editor, pull)
         for products in alike.values():
             if any(product.own for product in products):
                 for together in _independent(products):
                     self._fuse(together, emit)
 
-    def whole_catalogues(self, graph_module: fx.GraphModule) -> None:
-        emit = CatalogueLosses(self.context.editor, self.pull)
-        for node in list(graph_module.graph.nodes):
+    def whole_catalogues(self) -> None:
+        pull = self._pull()
+        for node in list(self.graph_module.graph.nodes):
             try:
-                found = catalogue_loss_at(node, self.pull)
+                found = catalogue_loss_at(node, pull)
                 if found is None or not self._known(_CATALOGUE, node):
                     continue
                 if not self.context.allow(f"loss over a catalogue {node.name}", node):
                     continue
                 match = Match("loss over a whole catalogue", node, detail=_CATALOGUE)
-                emit.replace(found)
+                CatalogueLosses(self.context.editor, pull).replace(found)
             except Rejected as rejected:
                 self.misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
                 continue
             self.matches.append(match)
+            pull = self._pull()
+
+    def _pull(self) -> Elements:
+        """Of the graph as it is now."""
+        return Elements(self.graph_module, self.context.constants)
 
     def _known(self, operator: str, node: fx.Node) -> bool:
         known = self.context.supports(operator)
