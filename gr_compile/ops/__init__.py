@@ -3,7 +3,16 @@
 Importing this package registers them; call them as `torch.ops.gr.pack(...)`, and so on.
 """
 
-from gr_compile.ops import dropout_share, jagged_attention, linear_cross_entropy, lookup, norms, pack, places, silu_split
+from gr_compile.ops import (
+    dropout_share,
+    jagged_attention,
+    linear_cross_entropy,
+    lookup,
+    norms,
+    pack,
+    places,
+    silu_split,
+)
 from gr_compile.ops.score_program import ScoreProgram
 
 __all__ = [
