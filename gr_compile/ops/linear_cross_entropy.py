@@ -2,16 +2,17 @@
 
     gr::linear_cross_entropy            x [T, D], table [V, D], bias [V], target, weight [T] -> []   the sum over tokens
     gr::linear_cross_entropy_tokens     the same operands                                    -> [T]  token by token
-    gr::linear_cross_entropy_gradients  the same operands                  -> the sum, and its gradients of x, table, bias
+    gr::linear_cross_entropy_gradients  the same operands            -> the sum, its gradients of x, table and bias
 
 Token t counts weight[t] * (log sum_v exp(logit[t, v]) - logit[t, target[t]]), logit = scale * x @ table.T + bias. One
 of weight 0 counts nothing, whatever its target and its x hold: it is left out before anything is computed.
 
-Logits exist for a block of tokens at a time. Of the sum the gradient is known but for one factor when its logits are, so
-that a forward pass that somebody differentiates calls the third operator instead of the first, and its backward pass
-multiplies (Liger Kernel, arXiv 2410.10989): three products instead of the four of a recomputation. What each token's
-loss is multiplied by later is not known to the second operator: its derivative is the third with weights that are
-(Cut Cross-Entropy, arXiv 2411.09009). Halves are computed in float32, in which losses and gradients are returned.
+Logits exist for a block of tokens at a time. While they do, the gradient of the sum is known but for one factor: a
+forward pass that somebody differentiates calls the third operator instead of the first, and its backward pass
+multiplies (Liger Kernel, arXiv 2410.10989). That is three products; a recomputation takes four. What the losses of the
+second operator are multiplied by is known in the backward pass only: its derivative computes the logits again, by the
+third operator with those weights (Cut Cross-Entropy, arXiv 2411.09009). Halves are computed in float32, and the
+operators return losses and gradients in it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gr_compile.ops.registry import LIBRARY, define_operator, outside_autocast, 
 
 _NAME = "gr::linear_cross_entropy"
 _BLOCK_BYTES = 128 << 20
-_FEWEST_ROWS, _MOST_ROWS = 32, 1024
+_FEWEST_ROWS, _MOST_ROWS = 32, 2048
 _HALVES = (torch.float16, torch.bfloat16)
 _OPERANDS = "Tensor x, Tensor table, Tensor? bias, Tensor target, Tensor weight, float scale"
 
@@ -38,11 +39,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def block_rows(items: int, element_bytes: int) -> int:
-    """Tokens of a block: 128 MiB of logits, but at most 1024 tokens and at least 32.
+    """Tokens of a block: 128 MiB of logits, but at most 2048 tokens and at least 32.
 
-    A product brings the whole table into the order that it wants: for 300 tokens that takes a tenth of the time, and
-    beyond 1024 a smaller block gains more, since it may stay in the processor's cache. 32 rows of logits are 32 / D of
-    the table, which the caller holds anyhow, so that a catalogue is not cut into blocks, however large it is.
+    Threads wait for each other a few times a block, which shows on a busy machine where blocks are small; one of more
+    tokens leaves the processor's cache for nothing. 32 rows of logits are 32 / D of the table, which the caller holds
+    anyhow, so that a catalogue is not cut into blocks, however large it is.
     """
     return min(max(_FEWEST_ROWS, _BLOCK_BYTES // max(items * element_bytes, 1)), _MOST_ROWS)
 
@@ -64,15 +65,15 @@ def counted_blocks(target: Tensor, weight: Tensor, table: Tensor) -> tuple[Tenso
             "table; a token that is to be ignored needs weight 0"
         )
     width = torch.promote_types(table.dtype, torch.float32).itemsize
-    return rows.split(block_rows(items, width)) if rows.numel() else ()
+    return torch.split(rows, block_rows(items, width)) if rows.numel() else ()
 
 
 # ----------------------------------------------------------------------------------------------- fakes
 def check(x: Tensor, table: Tensor, bias: Tensor | None, target: Tensor, weight: Tensor) -> None:
     """Dtypes and shapes of the operands; ValueError names the one that does not fit."""
     require(x.is_floating_point(), lambda: f"{_NAME}: x must be floating point, not {x.dtype}")
-    for what, value in (("x [T, D]", x), ("table [V, D]", table)):
-        require(value.dim() == 2, lambda: f"{_NAME}: {what} must have 2 dimensions, not {value.dim()}")
+    require(x.dim() == 2, lambda: f"{_NAME}: x must be [T, D], not {list(x.shape)}")
+    require(table.dim() == 2, lambda: f"{_NAME}: table must be [V, D], not {list(table.shape)}")
     (tokens, _), (items, width) = x.shape, table.shape
     _check_one("x", x, x.dtype, (tokens, width))
     _check_one("table", table, x.dtype, (items, width))

@@ -23,16 +23,16 @@ inline void store_some(float* p, i64 n, vf x) {
   for (i64 l = 0; l < n; l++) p[l] = x[l];
 }
 
-// The largest logit, or NaN if there is one; adds the bias.
+// The largest logit; adds the bias. A NaN is passed by: it comes out in the sum.
 static float peak_of(float* x, const float* bias, i64 items) {
   vf top = as<vf>(-INFINITY);
   for (i64 v = 0; v < items; v += W) {
     vf y = load_some(x + v, items - v, -INFINITY);
     if (bias) store_some(x + v, items - v, y += load_some(bias + v, items - v, 0.0f));
-    top = maximum_(y, top);
+    top = where(y > top, y, top);
   }
   float peak = -INFINITY;
-  for (int l = 0; l < W; l++) peak = maximum_((float)top[l], peak);
+  for (int l = 0; l < W; l++) peak = most((float)top[l], peak);
   return peak;
 }
 static double exponentials(float* x, i64 items, float peak, bool keep) {
@@ -42,7 +42,6 @@ static double exponentials(float* x, i64 items, float peak, bool keep) {
     vf lanes = vf{};
     for (i64 v = begin; v < end; v += W) {
       vf y = exp_(load_some(x + v, end - v, -INFINITY) - peak);
-      if (end - v < W) y = where(iota() < (int32_t)(end - v), y, vf{});
       if (keep) store_some(x + v, end - v, y);
       lanes += y;
     }
