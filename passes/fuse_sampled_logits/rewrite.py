@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 import torch.fx as fx
 
 from gr_compile.analysis.element import Elements
@@ -81,10 +82,15 @@ class _Work:
         return Elements(self.graph_module, self.context.constants)
 
     def _known(self, operator: str, node: fx.Node) -> bool:
-        known = self.context.supports(operator)
-        if not known:
+        """Whether there is a kernel: the reference in torch operators would be slower than what is there."""
+        device = node.meta["val"].device.type
+        if not self.context.supports(operator):
             self.misses.append(Miss(f"the target has no kernel for {operator}", node))
-        return known
+        elif not torch._C._dispatch_has_kernel_for_dispatch_key(operator, device.upper()):
+            self.misses.append(Miss(f"there is no kernel of {operator} for {device}", node))
+        else:
+            return True
+        return False
 
     def _fuse(self, products: list[Product], emit: SampledLogits) -> None:
         if not any(product.own for product in products):
