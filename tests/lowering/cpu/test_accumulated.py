@@ -16,7 +16,8 @@ from torch.autograd import Function
 from torch.autograd.graph import get_gradient_edge, save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-import gr_compile.lowering.inductor  # noqa: F401  (registers the CPU's kernels)
+import gr_compile
+import gr_compile.lowering.inductor
 from gr_compile.lowering.cpu import sampled_logits as kernels
 
 ROWS, WIDTH, TOKENS = 12, 16, 6
@@ -101,6 +102,24 @@ def test_after_a_first_backward_without_a_gradient(compiled: bool, taken: list[b
     want = 2 * table.grad.clone()
     of(query(), table).backward()
     check(table, want, taken, [False, True])
+
+
+def test_models_that_gr_compile_compiles_accumulate_in_place(taken: list[bool]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = table_with_gradient()
+
+        def forward(self, query: Tensor) -> Tensor:
+            return loss(query, self.table)
+
+    torch._dynamo.reset()
+    model = Model()
+    fast, want, where = gr_compile.optimize(model), expected(times=2), model.table.grad.data_ptr()
+    for _ in range(2):
+        fast(query()).backward()
+    check(model.table, want, taken, [True, True])
+    assert model.table.grad.data_ptr() == where
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
