@@ -56,6 +56,12 @@ class Product:
     chosen: fx.Node | None
     tokens: list[Any]
 
+    def is_large(self) -> bool:
+        """More items than features: otherwise logits take no more memory than states."""
+        sizes = self.table.meta["val"].shape
+        items, width = reversed(sizes) if self.turned else sizes
+        return not isinstance(items, int) or not isinstance(width, int) or items > width
+
 
 @dataclass(frozen=True)
 class CatalogueLoss:
@@ -79,7 +85,7 @@ def catalogue_loss_at(node: fx.Node, pull: Elements) -> CatalogueLoss | None:
     """
     loss = loss_at(node) if node.op == "call_function" else None
     product = _product_of(loss, pull) if loss is not None else None
-    if loss is None or product is None:
+    if loss is None or product is None or not product.is_large():
         return None
     if loss.beside:
         raise Rejected(f"a loss over a catalogue with {loss.beside}", node)
@@ -210,7 +216,8 @@ class CatalogueLosses:
         """A mean over what counts, NaN over nothing; the factors behind losses of tokens."""
         editor, total = self.editor, found.total
         if found.loss.reduction == MEAN:
-            count = self._count(found, counted)
+            assert counted is not None  # a loss that means knows what it ignores
+            count = editor.call(aten.sum.default, counted)
             mean = editor.call(aten.div.Tensor, made, editor.call(aten.clamp_min.default, count, 1))
             return editor.call(aten.where.ScalarOther, editor.call(aten.gt.Scalar, count, 0), mean, math.nan)
         if total is None:
@@ -222,13 +229,6 @@ class CatalogueLosses:
             tokens = editor.symbol_of(math.prod(total.over.meta["val"].shape))
             made = editor.call(aten.div.Tensor, made, tokens)
         return made
-
-    def _count(self, found: CatalogueLoss, counted: fx.Node | None) -> fx.Node:
-        editor, loss = self.editor, found.loss
-        if counted is not None:
-            return editor.call(aten.sum.default, counted)
-        tokens = editor.symbol_of(math.prod(loss.tokens))
-        return editor.call(aten.scalar_tensor.default, tokens, device=loss.target.meta["val"].device)
 
     # --------------------------------------------------------------------------------------- operands
     def _operands(self, found: CatalogueLoss) -> tuple[list[Any], fx.Node | None]:

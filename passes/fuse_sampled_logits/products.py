@@ -18,7 +18,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.contraction import extents, operand_indices
 from gr_compile.analysis.element import Blocked, Elements
-from gr_compile.analysis.expr import Expr, const, index
+from gr_compile.analysis.expr import Expr, const, index, load
 from gr_compile.analysis.gradients import counts_lookups
 from gr_compile.analysis.kinds import Contract, Reduce
 from gr_compile.analysis.looked_up import Rows, rows_of, table_and_ids
@@ -191,6 +191,8 @@ def _split(kind: Contract, feature: str, extent: dict[str, Expr], rows: Rows, as
     tokens = "".join(c for c in kind.out_labels if c in asked.free)
     own = "".join(c for c in kind.out_labels if c not in asked.free and c in needed)
     others = [c for c in kind.out_labels if c not in tokens + own and extent[c] is not unit]
+    if rows.group is not None and (len(tokens) != 1 or rows.at[0] is not load(rows.group.name, [index(tokens)], "i")):
+        return None  # several tokens share a number of the group
     if others or not tokens or feature not in asked.free or not set(tokens) <= needed:
         return None
     return tokens, own

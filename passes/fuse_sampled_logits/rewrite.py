@@ -17,6 +17,7 @@ from gr_compile.passes.fuse_sampled_logits.products import Product, ProductFinde
 from gr_compile.pipeline import PassContext
 
 _SAMPLED, _CATALOGUE = "gr::sampled_logits", "gr::linear_cross_entropy"
+_KERNEL = {_SAMPLED: _SAMPLED, _CATALOGUE: "gr::linear_cross_entropy_tokens"}  # the sum of losses calls that of tokens
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Work:
         device = node.meta["val"].device.type
         if not self.context.supports(operator):
             self.misses.append(Miss(f"the target has no kernel for {operator}", node))
-        elif not torch._C._dispatch_has_kernel_for_dispatch_key(operator, device.upper()):
+        elif not torch._C._dispatch_has_kernel_for_dispatch_key(_KERNEL[operator], device.upper()):
             self.misses.append(Miss(f"there is no kernel of {operator} for {device}", node))
         else:
             return True

@@ -132,6 +132,8 @@ QUIET: dict[str, Callable[..., Any]] = {
         m.head(x).index_fill(-1, torch.tensor([0]), -1e9).flatten(0, 1), t.flatten()),
     "chances of all items as targets": lambda m, x, t, k: F.cross_entropy(
         m.head(x).flatten(0, 1), torch.full((B * N, V), 1 / V, dtype=x.dtype)),
+    "a classifier of as many classes as features": lambda m, x, t, k: F.cross_entropy(
+        (x @ m.items.weight[:D].T).flatten(0, 1), t.flatten() % D),
     "logits that are no product": lambda m, x, t, k: F.cross_entropy(F.gelu(m.head(x)).flatten(0, 1), t.flatten()),
 }  # fmt: skip
 
