@@ -14,7 +14,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
 from gr_compile.analysis.gradients import counts_lookups
-from gr_compile.analysis.looked_up import is_looked_up
+from gr_compile.analysis.looked_up import lookup_behind
 
 aten = torch.ops.aten
 _ASKS_FOR_ROWS = frozenset({aten.roll.default, aten.cummax.default, aten.logsumexp.default})
@@ -130,11 +130,11 @@ class TokenLayout:
                 if self.has_place(dim) and label not in kind.out_labels:
                     return False
         layouts = {self.of(operand) for operand, _ in sides}
-        if Layout.SEQUENCE in layouts and not self._one_row_a_sequence(kind):
+        if Layout.SEQUENCE in layouts and not self._one_row_a_sequence(node, kind):
             return False
         return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE, Layout.SEQUENCE}
 
-    def _one_row_a_sequence(self, kind: ops.Contract) -> bool:
+    def _one_row_a_sequence(self, node: fx.Node, kind: ops.Contract) -> bool:
         """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries. Many
         rows would be copied for each token, unless they are sampled ones."""
         sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
@@ -142,9 +142,17 @@ class TokenLayout:
         for operand, labels in sides:
             if self.of(operand) is Layout.SEQUENCE:
                 kept = [label for label in labels if label in kind.out_labels and label in table]
-                many = self.sampled and is_looked_up(operand)
+                many = self.sampled and self._is_sampled(node, kind, operand, labels)
                 return (len(kept) == 1 or many) and kind.bias is None
         return False
+
+    def _is_sampled(self, node: fx.Node, kind: ops.Contract, operand: fx.Node, labels: str) -> bool:
+        """Rows of a table that nobody else reads, multiplied by tokens over all of their features."""
+        lookup = lookup_behind(operand, node)
+        summed = [label for label in labels if label not in kind.out_labels]
+        if lookup is None or len(summed) != 1:
+            return False
+        return self.dims.of(operand)[labels.index(summed[0])] == self.dims.of(lookup)[-1]
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:
         if counts_lookups(node):

@@ -14,11 +14,13 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Elements, Indices
 from gr_compile.analysis.expr import Expr, load
+from gr_compile.analysis.gradients import counts_lookups
 from gr_compile.analysis.kinds import Expand, Lookup, Permute, Pick, Reshape
 
 aten = torch.ops.aten
 _CASTS = (aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.to.other)
 _FACTORS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+_NORMS = (aten.linalg_vector_norm.default, aten.linalg_norm.default)
 _COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default)
 
 
@@ -89,18 +91,25 @@ def unscaled(pull: Elements, node: fx.Node, indices: Indices) -> Rows:
     return rows
 
 
-def is_looked_up(node: fx.Node) -> bool:
-    """Are the node's rows those of a table, behind views, casts, factors and a normalisation alone?"""
-    while table_and_ids(node) is None:
-        kind = ops.kind_of(node)
-        pointwise = node.target in (*_COPIES, *_CASTS, *_FACTORS)
-        if not isinstance(kind, (Reshape, Permute, Expand)) and not pointwise:
-            return False
-        operands = ops.tensor_operands(node)
-        if not operands:
-            return False
-        node = operands[0]
-    return True
+def lookup_behind(operand: fx.Node, reader: fx.Node) -> fx.Node | None:
+    """The lookup that `operand` is, behind what `rows_of` passes, where `reader` alone reads it; None otherwise."""
+    rows = Rows(operand, ())
+    while table_and_ids(rows.node) is None:
+        kind = ops.kind_of(rows.node)
+        viewed = rows.behind(kind.source) if isinstance(kind, (Reshape, Permute)) else None
+        further = viewed or _scaled(rows) or _normalized(rows)
+        if further is None:
+            return None
+        rows = further
+    inside = {rows.node, *rows.between}
+    read = {user for value in inside for user in value.users}
+    return rows.node if read <= {*inside, reader} and sums_its_gradient(rows.node) else None
+
+
+def sums_its_gradient(lookup: fx.Node) -> bool:
+    """Is the table's gradient a dense tensor, the sum over its lookups?"""
+    sparse = lookup.target is aten.embedding.default and bool(ops.argument(lookup, 4, "sparse", False))
+    return not sparse and not counts_lookups(lookup)
 
 
 def _through_views(pull: Elements, rows: Rows) -> Rows:
@@ -116,7 +125,7 @@ def _through_views(pull: Elements, rows: Rows) -> Rows:
 def _scaled(rows: Rows) -> Rows | None:
     """x * c, x / c, a cast or a copy of x; under a normalisation a factor would be lost in its eps."""
     node = rows.node
-    if node.target in _COPIES or (node.target in _CASTS and _is_float(node.args[0]) and _is_float(node)):
+    if node.target in _COPIES or (node.target in _CASTS and _keeps_precision(node)):
         return rows.behind(_first(node))
     if node.target not in _FACTORS or rows.eps is not None:
         return None
@@ -145,6 +154,8 @@ def _normalized(rows: Rows) -> Rows | None:
     if divisor.target in (aten.clamp_min.default, aten.clamp.default):
         if ops.argument(divisor, 2, "max") is not None or not isinstance(bound := divisor.args[1], (int, float)):
             return None
+        if bound < 0:
+            return None
         eps = float(bound)
         passed.append(divisor)
         divisor = _first(divisor)
@@ -161,11 +172,11 @@ def _first(node: fx.Node) -> fx.Node:
 
 def is_norm_of(node: Any, x: fx.Node) -> bool:
     """Is `node` the Euclidean norm of x over its last dimension, which it keeps?"""
-    if not isinstance(node, fx.Node) or node.target is not aten.linalg_vector_norm.default or node.args[0] is not x:
+    if not isinstance(node, fx.Node) or node.target not in _NORMS or node.args[0] is not x:
         return False
     dims, kept = ops.argument(node, 2, "dim"), ops.argument(node, 3, "keepdim", False)
     last = isinstance(dims, (list, tuple)) and [d % ops.rank(x) for d in dims] == [ops.rank(x) - 1]
-    return last and bool(kept) and ops.argument(node, 1, "ord", 2) == 2 and node.kwargs.get("dtype") is None
+    return last and bool(kept) and ops.argument(node, 1, "ord") in (None, 2) and node.kwargs.get("dtype") is None
 
 
 def _grouped(rows: Rows) -> Rows | None:
@@ -183,5 +194,8 @@ def _grouped(rows: Rows) -> Rows | None:
     return replace(rows.behind(source), at=at, group=group)
 
 
-def _is_float(node: Any) -> bool:
-    return isinstance(node, fx.Node) and bool(node.meta["val"].is_floating_point())
+def _keeps_precision(cast: fx.Node) -> bool:
+    """From floats to floats, and to doubles from doubles alone: what is fused computes as its operands are."""
+    made, given = cast.meta["val"].dtype, _first(cast).meta["val"].dtype
+    both = made.is_floating_point and given.is_floating_point
+    return bool(both and (made != torch.float64 or given == made))

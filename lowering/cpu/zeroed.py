@@ -7,7 +7,7 @@ import mmap
 import torch
 from torch import Tensor
 
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES = 32 << 20  # less comes from memory that was used before
 
 
 def zero_rows(rows: int, width: int, dtype: torch.dtype) -> Tensor:

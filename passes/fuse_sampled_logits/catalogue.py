@@ -30,6 +30,7 @@ from gr_compile.verify import same_shape
 
 aten = torch.ops.aten
 _ITEM = "v"
+_TIMES = 4
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
@@ -42,6 +43,7 @@ class Product:
         table: [V, D], or [D, V] where `turned`.
         chosen: the node that reads some rows of the logits [T, V] by their numbers, where one does.
         tokens: the sizes of the product's dimensions but for the items'; behind `chosen` those of the target.
+        items: how many items the loss is over: the first rows of the table.
     """
 
     rows: Rows
@@ -55,12 +57,17 @@ class Product:
     bias: fx.Node | None
     chosen: fx.Node | None
     tokens: list[Any]
+    items: Any
+
+    @property
+    def all_items(self) -> Any:
+        """Rows of the table."""
+        return self.table.meta["val"].shape[1 if self.turned else 0]
 
     def is_large(self) -> bool:
-        """More items than features: otherwise logits take no more memory than states."""
-        sizes = self.table.meta["val"].shape
-        items, width = reversed(sizes) if self.turned else sizes
-        return not isinstance(items, int) or not isinstance(width, int) or items > width
+        """Some times more items than features: otherwise logits take little more memory than states."""
+        width = self.table.meta["val"].shape[0 if self.turned else 1]
+        return not isinstance(self.items, int) or not isinstance(width, int) or self.items >= _TIMES * width
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,9 @@ def _product_of(loss: Loss, pull: Elements) -> Product | None:
             inner = unscaled(pull, _first(rows.node), rows.at)
             rows = replace(inner, between=(*rows.between, rows.node, *inner.between))
         chosen = _chosen(rows)
+        items = loss.logits.meta["val"].shape[loss.classes]
         if chosen is None:
-            return _sides(rows, None, loss.tokens)
+            return _sides(rows, None, loss.tokens, items)
         source = _first(chosen)
         pull.forget()
         pull.bind("t0", pull.shape(source)[0])
@@ -120,7 +128,7 @@ def _product_of(loss: Loss, pull: Elements) -> Product | None:
     except Blocked:
         return None
     between, factor = (*rows.between, chosen, *inner.between), rows.factor * inner.factor
-    return _sides(replace(inner, between=between, factor=factor), chosen, [source.meta["val"].shape[0]])
+    return _sides(replace(inner, between=between, factor=factor), chosen, [source.meta["val"].shape[0]], items)
 
 
 def _chosen(rows: Rows) -> fx.Node | None:
@@ -136,7 +144,7 @@ def _chosen(rows: Rows) -> fx.Node | None:
 def _is_log_softmax(rows: Rows) -> bool:
     """Over the items, in the dtype of the logits."""
     node = rows.node
-    if node.target is not aten.log_softmax.int or ops.argument(node, 2, "dtype") not in (None, node.meta["val"].dtype):
+    if node.target is not aten.log_softmax.int or node.meta["val"].dtype != _first(node).meta["val"].dtype:
         return False
     return rows.at[int(node.args[1])] is index(_ITEM)  # type: ignore[arg-type]
 
@@ -147,7 +155,7 @@ def _first(node: fx.Node) -> fx.Node:
     return operand
 
 
-def _sides(rows: Rows, chosen: fx.Node | None, tokens: list[Any]) -> Product | None:
+def _sides(rows: Rows, chosen: fx.Node | None, tokens: list[Any], count: Any) -> Product | None:
     """Which operand of a contraction is the table, and which the states."""
     kind = ops.kind_of(rows.node)
     if not isinstance(kind, Contract):
@@ -166,7 +174,8 @@ def _sides(rows: Rows, chosen: fx.Node | None, tokens: list[Any]) -> Product | N
             behind = ops.kind_of(table)
             if turned and isinstance(behind, Permute):
                 table, turned = behind.source, False
-            found = Product(rows, x, x_labels, kind.out_labels, item, feature, table, turned, kind.bias, chosen, tokens)
+            names = (x_labels, kind.out_labels, item, feature)
+            found = Product(rows, x, *names, table, turned, kind.bias, chosen, tokens, count)
             return found if _bias_fits(found) else None
     return None
 
@@ -175,8 +184,8 @@ def _bias_fits(product: Product) -> bool:
     """There is none, or one number an item."""
     if product.bias is None:
         return True
-    items = product.table.meta["val"].shape[1 if product.turned else 0]
-    return same_sizes(product.bias.meta["val"].shape, [items]) and product.labels[-1] == product.item
+    fits = same_sizes(product.bias.meta["val"].shape, [product.all_items])
+    return fits and product.labels[-1] == product.item
 
 
 class CatalogueLosses:
@@ -243,6 +252,9 @@ class CatalogueLosses:
         if product.turned:
             table = editor.call(aten.permute.default, table, [1, 0])
         bias, factor = product.bias, product.rows.factor
+        if not same_sizes([product.items], [product.all_items]):
+            table = editor.call(aten.slice.Tensor, table, 0, 0, product.items)
+            bias = bias if bias is None else editor.call(aten.slice.Tensor, bias, 0, 0, product.items)
         if bias is not None and factor != 1:
             bias = editor.call(aten.mul.Tensor, bias, factor)
         return [x, table, bias, target, self._weight(found, x, counted, count), factor], counted

@@ -74,6 +74,8 @@ class SampledLogits:
         if permuted != list(range(len(at))):
             ids = editor.call(aten.permute.default, ids, permuted)
         if not same_sizes(ids.meta["val"].shape, sizes):
+            if not same_sizes([math.prod(ids.meta["val"].shape)], [math.prod(sizes)]):
+                raise Rejected("a part of the rows that are looked up is read", product.rows.node, "look less up")
             ids = editor.call(aten.reshape.default, ids, sizes)
         if not self._is_read_at(ids, wanted, product):
             raise Rejected("ids are read at places that are no reshape of them", product.rows.node)

@@ -65,7 +65,7 @@ def loss_at(node: fx.Node) -> Loss | None:
 def _cross_entropy(node: fx.Node) -> Loss | None:
     logits: Any = node.args[0]
     target: Any = node.args[1]
-    if target.meta["val"].is_floating_point() or ops.rank(logits) != ops.rank(target) + 1 or ops.rank(target) < 1:
+    if target.meta["val"].dtype != torch.int64 or ops.rank(logits) != ops.rank(target) + 1 or ops.rank(target) < 1:
         return None  # chances of all classes, or one token without a dimension
     softened = node.target is aten.nll_loss_nd.default
     beside = "smoothed labels" if not softened and ops.argument(node, 5, "label_smoothing", 0.0) != 0 else ""
@@ -138,10 +138,12 @@ def _passes(way: _Way, user: fx.Node, pull: Elements) -> bool:
     if user.target in _DIVIDE and b is way.node:
         return False
     by = b if a is way.node else a
-    if isinstance(by, (int, float)) and not isinstance(by, bool):
+    if isinstance(by, (int, float)) and not isinstance(by, bool) and by != 0:
         way.factor = way.factor / by if user.target in _DIVIDE else way.factor * by
-        return by != 0
-    if not isinstance(by, fx.Node) or by is way.node or user.target is not aten.mul.Tensor or not pull.closed(by):
+        return True
+    if not isinstance(by, fx.Node) or by is way.node or user.target is not aten.mul.Tensor:
+        return False
+    if not isinstance(by.meta["val"], torch.Tensor) or not pull.closed(by):
         return False
     way.weights.append(by)
     return same_sizes(by.meta["val"].shape, way.node.meta["val"].shape)

@@ -19,13 +19,13 @@ from gr_compile.analysis import operators as ops
 from gr_compile.analysis.contraction import extents, operand_indices
 from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import Expr, const, index, load
-from gr_compile.analysis.gradients import counts_lookups
 from gr_compile.analysis.kinds import Contract, Reduce
-from gr_compile.analysis.looked_up import Rows, rows_of, table_and_ids
+from gr_compile.analysis.looked_up import Rows, rows_of, sums_its_gradient, table_and_ids
 from gr_compile.analysis.reads import SHAPE_ONLY
 
 aten = torch.ops.aten
 _LABELS = "abcdefgh"
+_SMALL = 1e-6  # norms of rows are not below
 _FAR = 8  # operators between a lookup and a product that are looked at to say what is in the way
 
 
@@ -163,25 +163,40 @@ class ProductFinder:
             return None
         eps = found.eps
         if eps is not None:
-            if rows.eps is not None or rows.factor != 1:
-                return None
+            if rows.eps is not None or rows.factor != 1 or eps > _SMALL:
+                return None  # below its eps a cosine has a gradient of its own
             rows = replace(rows, eps=eps)
-        query = self._behind_views(asked, (*labels[0], found.summed)) or query
+        if not self._reads_whole_rows(rows, labels[0], found.summed, self._extent(*looked_up)):
+            return None
+        query = self._behind_views(asked, (*labels[0], found.summed), self._extent(*query)) or query
         return Product(
             node, *query, kind.out_labels, found.summed, *labels, _sizes(kind), rows, eps is not None,
             (*rows.between, *found.inside),
         )  # fmt: skip
 
-    def _behind_views(self, asked: Expr, labels: tuple[str, ...]) -> tuple[fx.Node, str] | None:
-        """What the query is a view of, where it has the same dimensions, with their labels ("." for a size of 1)."""
+    def _extent(self, operand: fx.Node, labels: str) -> dict[str, Expr]:
+        """The sizes of an operand's own dimensions."""
+        return dict(zip(labels, self.pull.shape(operand)))
+
+    def _reads_whole_rows(self, rows: Rows, tokens: str, feature: str, extent: dict[str, Expr]) -> bool:
+        """All features of the table's rows, and all numbers of a group."""
+        read = table_and_ids(rows.node)
+        if read is not None and self.pull.shape(read[0])[1] is not extent[feature]:
+            return False
+        return rows.group is None or self.pull.shape(rows.group)[0] is extent[tokens]
+
+    def _behind_views(
+        self, asked: Expr, labels: tuple[str, ...], extent: dict[str, Expr]
+    ) -> tuple[fx.Node, str] | None:
+        """What the query is a view of, all of it, with the labels of its dimensions ("." for a size of 1)."""
         if asked.op != "load":
             return None
         node = self.pull.nodes[asked.args[0]]
         names = ["." if x is const(0) else x.args[0] if x.op == "index" else "" for x in asked.args[1]]
-        units = [size for name, size in zip(names, self.pull.shape(node)) if name == "."]
-        if sorted(x for x in names if x != ".") != sorted(labels) or any(size is not const(1) for size in units):
+        if sorted(x for x in names if x != ".") != sorted(labels):
             return None
-        return node, "".join(names)
+        whole = all(extent.get(name, const(1)) is size for name, size in zip(names, self.pull.shape(node)))
+        return (node, "".join(names)) if whole else None
 
 
 def _split(kind: Contract, feature: str, extent: dict[str, Expr], rows: Rows, asked: Expr) -> tuple[str, str] | None:
@@ -245,7 +260,6 @@ def _check(product: Product) -> None:
         for user in value.users:
             if user not in inside and user is not product.node and user.target not in SHAPE_ONLY:
                 raise Rejected("the rows that are looked up are read elsewhere, too", user)
-    if counts_lookups(lookup):
-        raise Rejected("the table's gradient is scaled by how often an id occurs (scale_grad_by_freq)", lookup)
-    if lookup.target is aten.embedding.default and ops.argument(lookup, 4, "sparse", False):
-        raise Rejected("the table's gradient is a sparse tensor (sparse=True)", lookup, "leave sparse=True out")
+    if not sums_its_gradient(lookup):
+        hint = "leave sparse=True or scale_grad_by_freq=True out"
+        raise Rejected("the table's gradient is sparse, or scaled by how often an id occurs", lookup, hint)

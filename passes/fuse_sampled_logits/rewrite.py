@@ -44,22 +44,32 @@ class _Work:
     misses: list[Miss] = field(default_factory=list)
 
     def sampled(self) -> None:
-        pull = self._pull()
-        finder = ProductFinder(pull)
+        """One call after the other: what is a product may be the query of another."""
+        looked_at: set[str] = set()
+        while True:
+            pull = self._pull()
+            groups, misses = self._groups(pull)
+            products = next((x for x in groups if not {p.node.name for p in x} <= looked_at), None)
+            if products is None:
+                self.misses += misses
+                return
+            looked_at |= {product.node.name for product in products}
+            self._fuse(products, SampledLogits(self.context.editor, pull))
+
+    def _groups(self, pull: Elements) -> tuple[list[list[Product]], list[Miss]]:
+        """Products that can share a call, with negatives among them; and what is in the way of others."""
+        finder, misses = ProductFinder(pull), []
         alike: dict[Any, list[Product]] = defaultdict(list)
         for node in self.graph_module.graph.nodes:
             try:
                 product = finder.at(node)
             except Rejected as rejected:
-                self.misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
+                misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
                 continue
             if product is not None:
                 alike[_kind(product)].append(product)
-        emit = SampledLogits(self.context.editor, pull)
-        for products in alike.values():
-            if any(product.own for product in products):
-                for together in _independent(products):
-                    self._fuse(together, emit)
+        groups = (x for products in alike.values() for x in _independent(products))
+        return [x for x in groups if any(product.own for product in x)], misses
 
     def whole_catalogues(self) -> None:
         pull = self._pull()
@@ -94,8 +104,6 @@ class _Work:
         return False
 
     def _fuse(self, products: list[Product], emit: SampledLogits) -> None:
-        if not any(product.own for product in products):
-            return  # one row a token, as large as the tokens themselves
         first, names = products[0].node, ", ".join(product.node.name for product in products)
         if not self._known(_SAMPLED, first) or not self.context.allow(f"sampled logits {names}", first):
             return

@@ -70,6 +70,15 @@ LOSSES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda m, x, t, k: F.nll_loss(chances(torch.einsum("bnd,vd->bnv", x, m.items.weight)).view(-1, V), t.view(-1)), SUMMED),
     "gathered": (lambda m, x, t, k: -(chances(x @ m.items.weight.T).gather(-1, t[..., None]).squeeze(-1) * k).sum(), SUMMED),
     "gathered, by place": (lambda m, x, t, k: -chances(m.head(x)).gather(-1, t[..., None]).squeeze(-1), BY_TOKEN),
+    "the first items": (
+        lambda m, x, t, k: F.cross_entropy(m.head(x)[..., :-1].flatten(0, 1), t.flatten() % (V - 1)), SUMMED),
+    "the first items, gathered": (
+        lambda m, x, t, k: -chances(m.head(x)[..., : V - 3]).gather(-1, (t % (V - 3))[..., None]).sum(), SUMMED),
+    "the first items of chosen tokens": (
+        lambda m, x, t, k: F.cross_entropy(
+            m.head(x).flatten(0, 1).index_select(0, t[0] % B)[:, :-1], t[0] % (V - 1), reduction="none"), BY_TOKEN),
+    "a division by nothing": (lambda m, x, t, k: (by_token(m, x, t) / 0).nan_to_num(2.0, 2.0).sum(), BY_TOKEN),
+    "times a size": (lambda m, x, t, k: (by_token(m, x, t) * x.shape[1]).sum(), BY_TOKEN),
     "cosine": (lambda m, x, t, k: F.cross_entropy(cosine(m, x).flatten(0, 1), t.flatten(), ignore_index=0), SUMMED),
     "nothing counts": (
         lambda m, x, t, k: F.cross_entropy(m.head(x).flatten(0, 1), (t * 0).flatten(), ignore_index=0).nan_to_num(1.0) + x.sum(), SUMMED),
@@ -130,6 +139,7 @@ def test_it_says_why_not_and_where(reason: str) -> None:
 QUIET: dict[str, Callable[..., Any]] = {
     "an item that is masked": lambda m, x, t, k: F.cross_entropy(
         m.head(x).index_fill(-1, torch.tensor([0]), -1e9).flatten(0, 1), t.flatten()),
+    "all items but the first": lambda m, x, t, k: F.cross_entropy(m.head(x)[..., 1:].flatten(0, 1), t.flatten() % (V - 1)),
     "chances of all items as targets": lambda m, x, t, k: F.cross_entropy(
         m.head(x).flatten(0, 1), torch.full((B * N, V), 1 / V, dtype=x.dtype)),
     "a classifier of as many classes as features": lambda m, x, t, k: F.cross_entropy(

@@ -68,6 +68,10 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
     "normalised": lambda m, x, i, t, g: (F.normalize(x, dim=-1)[:, :, None] * F.normalize(m.padded(i), dim=-1)).sum(-1),
     "normalised by hand": lambda m, x, i, t, g: (lambda rows: (rows / norm(rows) @ x[..., None])[..., 0])(m.plain(i)),
     "cosine_similarity": lambda m, x, i, t, g: F.cosine_similarity(x.unsqueeze(2), m.plain(i), dim=-1) / 0.05,
+    "normalised as Meta does": lambda m, x, i, t, g: (lambda rows: (
+        rows / torch.clamp(torch.linalg.norm(rows, ord=None, dim=-1, keepdim=True), min=1e-6) * x[:, :, None]).sum(-1))(m.plain(i)),
+    "states and targets of shifted places": lambda m, x, i, t, g: torch.einsum("bnd,bnrd->bnr", x[:, :-1], m.plain(i[:, 1:])),
+    "some sequences": lambda m, x, i, t, g: (x[:2].unsqueeze(2) * m.plain(i[:2])).sum(-1),
     "of a computed table": lambda m, x, i, t, g: torch.einsum("bnd,bnrd->bnr", x, m.linear(m.plain.weight)[i]),
     "rows of the token's sequence": lambda m, x, i, t, g: torch.einsum(
         "td,trd->tr", x.flatten(0, 1), m.padded(g)[torch.arange(B).repeat_interleave(N)]),
@@ -102,6 +106,14 @@ def test_the_target_and_its_negatives_share_a_call() -> None:
     assert (counts["sampled_logits"], counts["embedding"]) == (1, 1)
 
 
+def test_logits_can_be_the_query_of_others() -> None:
+    def body(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Any:
+        first = torch.einsum("bnd,bnrd->bnr", x, m.padded(i))
+        return torch.einsum("bnr,bnkr->bnk", first, m.plain.weight[:, :R][i])
+
+    assert bench(body).assert_parity().operators_after("final")["sampled_logits"] == 2
+
+
 def test_negatives_that_earlier_logits_choose_have_a_call_of_their_own() -> None:
     def body(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Any:
         first = torch.einsum("bnd,bnrd->bnr", x, m.padded(i))
@@ -128,9 +140,20 @@ def _detached(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Tensor:
     return torch.einsum("bnd,bnrd->bnr", x, m.plain(i).detach())
 
 
+def _cut(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Tensor:
+    return torch.einsum("bnd,bnrd->bnr", x, m.plain(i)[:, :, :2])
+
+
+def _bound_below(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Tensor:
+    rows = m.plain(i)
+    return torch.einsum("bnd,bnrd->bnr", x, rows / rows.norm(dim=-1, keepdim=True).clamp(min=-1.0))
+
+
 MISSES = {
+    "go through aten.div": (_bound_below, "clamp(min=-1.0)"),
+    "a part of the rows": (_cut, "m.plain(i)"),
     "are read elsewhere": (_read_twice, "rows.square()"),
-    "scale_grad_by_freq": (_counted, "F.embedding"),
+    "scaled by how often": (_counted, "F.embedding"),
     "go through aten.linear": (_projected, "m.linear"),
     "go through aten.detach": (_detached, "detach"),
 }
@@ -150,6 +173,10 @@ QUIET: dict[str, Callable[..., Any]] = {
     "rows of a sequence, which are there once": lambda m, x, i, t, g: torch.einsum("bnd,brd->bnr", x, m.plain(g)),
     "attention over looked-up keys": lambda m, x, i, t, g: x @ m.plain(t).mT,
     "a linear layer on rows": lambda m, x, i, t, g: m.linear(m.plain(i)),
+    "some features of both sides": lambda m, x, i, t, g: torch.einsum("bnd,bnrd->bnr", x[..., :4], m.plain(i)[..., :4]),
+    "some tokens of a group": lambda m, x, i, t, g: torch.einsum(
+        "td,trd->tr", x.flatten(0, 1)[:7], m.plain(g)[torch.arange(B).repeat_interleave(N)][:7]),
+    "a cosine with a large eps": lambda m, x, i, t, g: F.cosine_similarity(x.unsqueeze(2), m.plain(i), dim=-1, eps=3.0),
     "norms of rows": lambda m, x, i, t, g: m.plain(i).square().sum(-1),
 }
 
@@ -169,6 +196,36 @@ def test_losses_of_padded_models_are_made_on_packed_tokens(loss: str) -> None:
     assert len(made.compilations) == 1
     calls = [n for n in made.graph().graph.nodes if n.target is torch.ops.gr.sampled_logits.default]
     assert len(calls) == 1 and str(calls[0].args[0].meta["val"].shape[0]).startswith("u")  # packed tokens
+
+
+def _memory(m: Recommender, x: Tensor, mask: Tensor, t: Tensor, _: Tensor, drawn: Tensor) -> Tensor:
+    rows = m.items(drawn)
+    return ((x + (x @ rows.mT).softmax(-1) @ rows).square().sum(-1) * mask).sum()
+
+
+def _values(m: Recommender, x: Tensor, mask: Tensor, t: Tensor, _: Tensor, drawn: Tensor) -> Tensor:
+    """A sum over rows, not over features."""
+    return ((m.head(x)[..., : drawn.shape[1]] @ m.items(drawn)).square().sum(-1) * mask).sum()
+
+
+def _weighted(m: Recommender, x: Tensor, mask: Tensor, t: Tensor, _: Tensor, drawn: Tensor) -> Tensor:
+    return ((x @ (m.items(drawn) * m.norm.weight).mT).square().sum(-1) * mask).sum()
+
+
+def _by_head(m: Recommender, x: Tensor, mask: Tensor, t: Tensor, _: Tensor, drawn: Tensor) -> Tensor:
+    heads, rows = x.unflatten(-1, (2, 4)), m.items(drawn).unflatten(-1, (2, 4))
+    return (torch.einsum("bnhd,brhd->bnhr", heads, rows).square().sum((-1, -2)) * mask).sum()
+
+
+@pytest.mark.parametrize("loss", [_memory, _values, _weighted, _by_head])
+def test_rows_of_a_sequence_that_stay_are_not_copied_for_each_token(loss: Any) -> None:
+    made = PassBench(Recommender(loss).double(), [batch([7, 3, 0, 1], 7, 5)]).assert_parity()
+    copied = [
+        n.name for n in made.graph().graph.nodes
+        if isinstance(value := n.meta.get("val"), Tensor) and value.is_floating_point() and value.dim() >= 3
+        and str(value.shape[0]).startswith("u") and 5 in value.shape[1:3]
+    ]  # fmt: skip
+    assert not copied
 
 
 def test_no_negative_of_a_padded_place_is_looked_up() -> None:
