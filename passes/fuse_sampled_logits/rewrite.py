@@ -16,6 +16,7 @@ from gr_compile.passes.fuse_sampled_logits.emit import SampledLogits, padding_of
 from gr_compile.passes.fuse_sampled_logits.products import Product, ProductFinder, Rejected
 from gr_compile.pipeline import PassContext
 
+aten = torch.ops.aten
 _SAMPLED, _CATALOGUE = "gr::sampled_logits", "gr::linear_cross_entropy"
 _KERNEL = {_SAMPLED: _SAMPLED, _CATALOGUE: "gr::linear_cross_entropy_tokens"}  # the sum of losses calls that of tokens
 
@@ -66,10 +67,20 @@ class _Work:
             except Rejected as rejected:
                 misses.append(Miss(rejected.reason, rejected.node, rejected.hint))
                 continue
-            if product is not None:
-                alike[_kind(product)].append(product)
+            if product is None:
+                continue
+            if self._inductor_fuses(product):
+                misses.append(Miss("without gradients TorchInductor makes no rows of a lookup that is summed up", node))
+                continue
+            alike[_kind(product)].append(product)
         groups = (x for products in alike.values() for x in _independent(products))
         return [x for x in groups if any(product.own for product in x)], misses
+
+    def _inductor_fuses(self, product: Product) -> bool:
+        """A lookup, a product and a sum are one loop there, where no backward wants the rows."""
+        report = self.context.report
+        spelled = product.node.target in (aten.sum.dim_IntList, aten.cosine_similarity.default)
+        return bool(product.own) and spelled and report.target == "inductor" and not report.training
 
     def whole_catalogues(self) -> None:
         pull = self._pull()

@@ -14,6 +14,8 @@ from loss_models import ITEMS, SAMPLED, Recommender, batch, sampled_softmax
 from pass_bench import PassBench, run
 from torch import Tensor, nn
 
+import gr_compile
+
 LOGITS = "fuse-sampled-logits"
 ALONE = f"canonicalize,{LOGITS}"
 B, N, R, D, V = 3, 5, 4, 8, 50
@@ -253,3 +255,15 @@ def test_it_is_in_the_default_preset_and_can_be_left_out() -> None:
 def test_any_batch_keeps_its_numbers(loss: str, lengths: list[int], places: int, negatives: int, seed: int) -> None:
     inputs = [batch(lengths, places, negatives, seed)]
     PassBench(Recommender(SAMPLED[loss]).double(), inputs).assert_parity()
+
+
+def test_without_gradients_inductor_makes_no_rows_itself() -> None:
+    def body(m: Rows, x: Tensor, i: Tensor, t: Tensor, g: Tensor) -> Any:
+        return (x.unsqueeze(-2) * m.padded(i)).sum(-1), torch.einsum("bnd,bnrd->bnr", x, m.plain(i))
+
+    fast = gr_compile.optimize(Rows(body), passes=ALONE, dynamic=True)
+    x, *ids = operands()
+    with torch.no_grad():
+        fast(x.detach().float(), *ids)
+    (record,) = [r for r in gr_compile.report(fast)[0].passes if r.name == LOGITS]
+    assert len(record.matches) == 1 and [miss.reason[:17] for miss in record.misses] == ["without gradients"]
