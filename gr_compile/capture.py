@@ -48,6 +48,7 @@ _MODE_CALLS: dict[Any, str] = {
 }
 _TENSOR_TYPE: Any = type(torch.FloatTensor)
 _LOGIC = (operator.and_, operator.or_, operator.not_, operator.is_)  # their names end as those of methods that write
+_PLACES = (torch.nonzero, torch.where)
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 _IN_PLACE = frozenset(name for name in vars(operator) if name.startswith("i") and name[1:] in vars(operator))
 
@@ -143,6 +144,8 @@ class _RegionInterpreter(fx.Interpreter):
             return self._inline_checkpoint(*args, **kwargs)
         if isinstance(target, _TENSOR_TYPE) and len(args) == 1 and isinstance(args[0], (list, tuple)):
             return torch.tensor(args[0], dtype=target.dtype)  # torch.FloatTensor([0.5])
+        if target in _PLACES and _wants_tuple(target, args, kwargs):
+            return _places(*args, **kwargs)
         if target in _DROPOUTS:
             return self._dropout(super().call_function(target, args, kwargs), *args, **kwargs)
         if isinstance(target, torch._ops.HigherOrderOperator):
@@ -158,6 +161,8 @@ class _RegionInterpreter(fx.Interpreter):
         if target == "new_tensor" and not isinstance(args[1], torch.Tensor):
             like, data = args  # its literal would become a fake tensor; torch.tensor's keeps its content
             return torch.tensor(data, **{"dtype": like.dtype, "device": like.device, **kwargs})
+        if target == "nonzero" and _wants_tuple(torch.nonzero, args, kwargs):
+            return _places(*args, **kwargs)
         return super().call_method(target, args, kwargs)
 
     def _dropout(self, result: Any, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -220,6 +225,18 @@ class _RegionInterpreter(fx.Interpreter):
         result = inside.run(*args)
         self.mutation = self.mutation or inside.mutation
         return result
+
+
+def _wants_tuple(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Is this `where` of one argument, or `nonzero` with `as_tuple`, of a tensor that is no scalar?"""
+    tested = args[0] if args else next(iter(kwargs.values()))
+    wanted = len(args) + len(kwargs) == 1 if target is torch.where else kwargs.get("as_tuple", False)
+    return bool(wanted) and tested.dim() > 0
+
+
+def _places(tested: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+    """One column a dimension, of one operator: what counts places knows `nonzero` alone."""
+    return tested.nonzero().unbind(1)
 
 
 def _tracing_of_sizes(n: fx.Node) -> AbstractContextManager[None]:

@@ -142,11 +142,12 @@ class GraphEditor:
             self.set_argument(user, node, replacement)
 
     def same_count(self, made: fx.Node, old: fx.Node) -> None:
-        """The number of rows of `made`, which depends on data, is the one that `old` had: it keeps that symbol."""
-        new, known = (size_expr(node.meta["val"].shape[0]) for node in (made, old))
+        """A size of `made` that depends on data is the one that `old` had: it keeps that symbol."""
         shape_env = self.fake_mode.shape_env if self.fake_mode is not None else None
-        if shape_env is not None and new != known and new.is_Symbol and known.is_Symbol:
-            shape_env._rename_unbacked_to(new, known)
+        for sizes in zip(made.meta["val"].shape, old.meta["val"].shape):
+            new, known = map(size_expr, sizes)
+            if shape_env is not None and new != known and new.is_Symbol and known.is_Symbol:
+                shape_env._rename_unbacked_to(new, known)
 
     def set_argument(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """`user` reads `new` wherever it read `old`."""

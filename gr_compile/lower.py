@@ -60,7 +60,8 @@ class CapturedGraph:
 
 
 Write = Callable[[Sequence[CapturedGraph], Path], dict[str, Any]]
-"""Writes the graphs' files into an empty folder; gives JSON for the report: graphs, checked, not_checked.
+"""Writes the graphs' files into an empty folder; gives JSON for the report: graphs, checked, not_checked; and
+warnings, where what is written will not run as it is.
 
 Raises:
     LowerError: why there are none.
@@ -109,7 +110,7 @@ def lower(
 
     Args:
         args, kwargs: example inputs.
-        target: a target that writes files, with its options: "ascend", "ascend{mode=npugraph_ex,kernels=library}".
+        target: a target that writes files, with its options: "ascend", "ascend{kernels=library}".
         machine: the processor, by the name of its description.
         out: the folder; one that an earlier `lower` wrote is replaced, any other that holds something is not touched.
         training: lower the backward, too. Default: `model.training`.
@@ -131,6 +132,8 @@ def lower(
     if (signature := signature_of(model)) is not None:
         check_declared_arguments(config.declared, signature, name)
     lowering = find_lowering(target, machine)
+    if training is not None and not isinstance(training, bool):
+        raise ConfigError(f"training={training!r}: True, False, or None for the model's own mode")
     train = bool(getattr(model, "training", False)) if training is None else training
     with _folder(Path(out)) as folder, lowering.at_work() as write:
         session = Session(config, lowering.adapt(Pipeline.parse(passes, lowering.name)))
@@ -259,6 +262,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
     kind = f"{'training' if report['training'] else 'inference'}, {'dynamic' if report['dynamic'] else 'static'} sizes"
     lines = [f"# {report['model']} for {report['target']}", "", f"{kind}; passes: `{report['passes']}`", ""]
+    lines += [line for warning in report.get("warnings", ()) for line in (f"**Warning:** {warning}", "")]
     for graph in report["graphs"]:
         lines += [f"## {graph['name']}", ""]
         for part in graph["parts"]:
@@ -275,7 +279,8 @@ def _operators_text(found: Mapping[str, Any]) -> list[str]:
     """Of a target that writes operators of its own: which have a kernel, their tiling and why, and which have none."""
     if not found or not (found["kernels"] or found["without_kernel"]):
         return []
-    lines = ["## Operators", "", f"`{found['folder']}/`; tilings at the example's sizes, for {found['machine']}:", ""]
+    where = f"`{found['folder']}/`; tilings at the example's sizes" if found["folder"] else "No project is written"
+    lines = ["## Operators", "", f"{where}, for {found['machine']}:", ""]
     lines += [f"- `{one['operator']}` ({one['calls']}x): {one['reason']}" for one in found["kernels"]]
     for one in found["without_kernel"]:
         lines.append(f"- `{one['operator']}` ({one['calls']}x): no kernel is printed: {one['reason']}")

@@ -13,7 +13,7 @@ import fcntl
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -27,7 +27,8 @@ class FolderError(RuntimeError):
 
 @contextmanager
 def written_whole(out: Path, report: str, keys: Set[str]) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it does not.
+    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it does not,
+    with the folders that were made to hold it.
 
     Args:
         report, keys: a JSON file, and keys in it, that tell a whole folder of ours, which is replaced.
@@ -40,6 +41,7 @@ def written_whole(out: Path, report: str, keys: Set[str]) -> Iterator[Path]:
         with writing(out):
             _recover(out)
             _check_place(out, report, keys)
+            held.callback(_remove_empty, [folder for folder in out.parents if not folder.exists()])
             out.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
             held.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -60,6 +62,15 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FolderError(f"out={str(out)!r} cannot be written: {error}") from error
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Folders that were made for `out`, the innermost first, where it did not come to stand in them."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
 
 
 def _recover(out: Path) -> None:

@@ -48,6 +48,28 @@ def runs_captured(function: Any, *args: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------ the form of it
+PLACES = {
+    "nonzero": lambda ids: torch.nonzero(ids, as_tuple=True),
+    "method": lambda ids: ids.nonzero(as_tuple=True),
+    "where": lambda ids: torch.where(ids != 0),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", PLACES)
+def test_places_as_a_tuple_are_one_operator_and_its_columns(name, grad):
+    def function(x, ids):
+        places = PLACES[name](ids)
+        return x[places].sum(-1), ids[places]
+
+    given = torch.randn(2, 3, 4), torch.tensor([[1, 0, 2], [0, 0, 3]])
+    with torch.set_grad_enabled(grad):
+        fast = optimize(function, passes="canonicalize")
+        torch.testing.assert_close(fast(*given), function(*given))
+    held = gr_compile.report(fast)[0].passes[0].operators_before
+    assert held["aten.nonzero.default"] == 1 and not {"aten.nonzero_numpy.default", "aten.where.default"} & set(held)
+
+
 def test_operators_stay_whole_and_know_their_line():
     layer = Layer()
     graph = captured(layer, torch.randn(2, 5, WIDTH), torch.ones(2, 5, 5, dtype=torch.bool))

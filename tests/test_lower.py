@@ -101,6 +101,24 @@ def test_the_inputs_are_those_before_the_call(tmp_path, lowering):
     assert any(bool((mean == 0).all()) and not mean.requires_grad for mean in means)
 
 
+@pytest.mark.parametrize("training", ["yes", 1, "no"])
+def test_training_is_true_or_false(tmp_path, lowering, training):
+    with pytest.raises(ConfigError, match=f"training={training!r}: True, False, or None"):
+        lower(tmp_path, training=training)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_made_for_a_failure_are_removed(tmp_path, lowering):
+    lowering.fails = True
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LowerError, match="no"):
+        gr_compile.lower(Mlp(), vectors(), out=tmp_path / "mine" / "new" / "newer" / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    lowering.fails = False
+    gr_compile.lower(Mlp(), vectors(), out=tmp_path / "mine" / "new" / "newer" / "out")
+    assert (tmp_path / "mine" / "new" / "newer" / "out" / "report.json").exists()
+
+
 def test_models_of_one_class_are_lowered_any_number_of_times(tmp_path, lowering):
     with torch._dynamo.config.patch(recompile_limit=1):
         for _ in range(3):
@@ -214,6 +232,7 @@ def test_targets():
         ("ascend{mode=fast}", "910b1", "mode is one of max-autotune, npugraph_ex"),
         ("ascend{kernels=mine}", "910b1", "kernels is one of generated, library"),
         ("ascend{kernel=library}", "910b1", r"no option 'kernel' \(it has: mode, kernels\); did you mean 'kernels'"),
+        ("ascend{mode=npugraph_ex,kernels=library}", "910b1", "npugraph_ex makes none; take kernels=generated"),
         ("eager{mode=fast}", "910b1", "eager takes no options"),
         ("ascend{", "910b1", "no such target"),
     ],
@@ -225,8 +244,9 @@ def test_options_that_cannot_be_meant(tmp_path, target, machine, said):
 
 
 def test_options_reach_the_lowering():
-    found = find_lowering("ascend{mode=npugraph_ex, kernels=library}", "910b1")
-    assert (found.mode, found.kernels, found.machine) == ("npugraph_ex", "library", "910b1")
+    found = find_lowering("ascend{mode=max-autotune, kernels=library}", "910b1")
+    assert (found.mode, found.kernels, found.machine) == ("max-autotune", "library", "910b1")
+    assert find_lowering("ascend{mode=npugraph_ex}", "910b1").mode == "npugraph_ex"
 
 
 def test_torchair_of_another_version_is_refused(tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from gr_compile.autoload import WAY_OUT, is_trap, torch_npu_version
+from gr_compile.autoload import AUTOLOAD, WAY_OUT, is_trap, torch_npu_version
 from gr_compile.cli.output import CommandError, JsonOption, Output, check_json_path, write_json
 
 State = Literal["yes", "no", "broken"]
-_USUAL = Path("/usr/local/Ascend")
-_SECONDS = 120
+_USUAL, _DEVICES = Path("/usr/local/Ascend"), Path("/dev")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def _fetch() -> None:
 
 
 def examine(
-    environment: Mapping[str, str] = os.environ, usual: Path = _USUAL, devices: Path = Path("/dev")
+    environment: Mapping[str, str] = os.environ, usual: Path = _USUAL, devices: Path = _DEVICES
 ) -> list[Finding]:
     """Everything that is looked for, in order. What others need stands before them."""
     npu, trap = _torch_npu(environment)
@@ -79,7 +76,7 @@ def examine(
     device = _device(devices)
     torchair = _torchair()
     ascend = [npu, trap, cann, package, device]
-    return [_torch(), _compiler(), torchair, *ascend, *_verdicts(environment, usual, torchair)]
+    return [_torch(), _compiler(), torchair, *ascend, *_verdicts(environment, usual, devices, npu, torchair)]
 
 
 def _torch() -> Finding:
@@ -111,29 +108,20 @@ def _torchair() -> Finding:
 
 def _torch_npu(environment: Mapping[str, str]) -> tuple[Finding, Finding]:
     """Whether torch_npu can be imported, and whether it breaks `import torch`: each tried in a process of its own."""
+    from gr_compile.lowering.torchair import host
+
     name, trap = "torch_npu", "import torch"
     version = torch_npu_version()
     if version is None:
         return Finding(name, "no", "not installed"), Finding(trap, "yes", "nothing stands in its way")
-    plain = {key: value for key, value in environment.items() if key != "TORCH_DEVICE_BACKEND_AUTOLOAD"}
-    wrong = _failure("import torch", plain)
+    plain = {key: value for key, value in environment.items() if key != AUTOLOAD}
+    wrong = host.failure("import torch", plain)
     if wrong is not None and is_trap(wrong):
         return Finding(name, "broken", f"{version}: {_last(wrong)}"), Finding(trap, "broken", _last(wrong), WAY_OUT)
-    off = {**plain, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    failed = _failure("import torch, torch_npu", off)
+    off = {**plain, AUTOLOAD: "0"}
+    failed = host.failure("import torch, torch_npu", off)
     found = Finding(name, "yes", version) if failed is None else Finding(name, "broken", f"{version}: {_last(failed)}")
     return found, Finding(trap, "yes" if wrong is None else "broken", "works" if wrong is None else _last(wrong))
-
-
-def _failure(statement: str, environment: Mapping[str, str]) -> str | None:
-    """What a process that runs this statement says when it fails; None where it does not."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", statement], env=dict(environment), capture_output=True, text=True, timeout=_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return None if done.returncode == 0 else done.stderr
 
 
 def _last(text: str) -> str:
@@ -163,15 +151,19 @@ def _package(environment: Mapping[str, str], cann: Finding) -> Finding:
 
 
 def _device(folder: Path) -> Finding:
-    found = sorted(path.name for path in folder.glob("davinci[0-9]*"))
+    from gr_compile.lowering.torchair import host
+
+    found = host.devices(folder)
     return Finding("Ascend device", "yes" if found else "no", ", ".join(found) or f"no {folder}/davinci*")
 
 
-def _verdicts(environment: Mapping[str, str], usual: Path, torchair: Finding) -> Sequence[Finding]:
+def _verdicts(
+    environment: Mapping[str, str], usual: Path, devices: Path, npu: Finding, torchair: Finding
+) -> Sequence[Finding]:
     """What follows: what runs here, and what can be written."""
     from gr_compile.lowering.torchair import host
 
-    missing = host.lacking(environment, usual)
+    missing = host.lacking(environment, usual, devices, lambda: npu.state == "yes")
     lacks = f"lacks {', '.join(missing)}" if missing else "nothing is missing; whether it runs, a run shows"
     hint = 'gr_compile.lower(model, ..., target="ascend") writes what a host with an NPU needs'
     return (

@@ -1,13 +1,15 @@
 """`gr-compile estimate`: time, MFU and memory of a training step on a machine that is not here.
 
 --json fields beside schema, command, versions: machine (all fields of the description), efficiency, settings (all
-fields of Settings), definition (of the MFUs, as printed), models [{model, changed (sizes are not the published ones),
-max_seq_len, batch_size, tokens, parameters, step_ms, sample_ms, mfu, mfu_turbogr, published (null or {sample_ms, mfu,
+fields of Settings), definition (of the MFUs, as printed), models [{model, changed (something is not as published),
+changes (what), max_seq_len, batch_size, tokens, parameters, step_ms, sample_ms, mfu, mfu_turbogr (null where their
+formula or their peak is of something else), published (null where anything is changed, or {sample_ms, mfu,
 mfu_recomputed, residual}), memory {what: bytes}, rows [{part, kind, label, kernels, flops, bytes, seconds, bound}]}].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +25,8 @@ ALL = "all"
 STEP_TOKENS = 32_768  # a device and step: TurboGR's memory grows by so many float32 rows and gradients a negative
 KUAIRAND_ITEMS = 32_038_725
 GRAPH_ITEMS = 1_000  # of the table in the graph: lookups cost by the row, whatever the size of their table
+PUBLISHED_MACHINE = "910b1"
+OTHER_WORK = {"machine", "fill", "num-layers", "max-seq-len"}  # what TurboGR's formula and peak are not of
 STATE_BYTES_ROW = 12  # an item's number: weight and two moments in float32
 DEFINITION = """\
 This is an estimate: nothing was measured, and no kernel of ours has run on such a machine.
@@ -90,7 +94,7 @@ def estimate(
             own = replace(
                 config, num_layers=num_layers or config.num_layers, max_seq_len=max_seq_len or config.max_seq_len
             )
-            models.append(estimate_model(name, own, found, settings, changed=own != config or fill != 1))
+            models.append(estimate_model(name, own, found, settings, changes(machine, settings, own, config)))
     definition = DEFINITION.format(peak=found.cube_flops / 1e12, theirs=PEAK_FLOPS / 1e12, devices=DEVICES)
     payload = {
         "machine": asdict(found), "efficiency": asdict(Efficiency()), "settings": asdict(settings),
@@ -100,10 +104,24 @@ def estimate(
     write_json(json_file, "estimate", payload)
 
 
+def changes(
+    machine: str, settings: Settings, own: HSTUConfig | FuXiConfig, theirs: HSTUConfig | FuXiConfig
+) -> list[str]:
+    """The options in which a step is not the one that figures were published of."""
+    usual, places = Settings(), STEP_TOKENS // theirs.max_seq_len
+    differs = {
+        "machine": machine != PUBLISHED_MACHINE, "fill": settings.fill != usual.fill,
+        "num-layers": own.num_layers != theirs.num_layers, "max-seq-len": own.max_seq_len != theirs.max_seq_len,
+        "batch-size": settings.batch_size not in (None, places), "negatives": settings.negatives != usual.negatives,
+        "items": settings.items != usual.items, "devices": settings.devices != usual.devices,
+    }  # fmt: skip
+    return [name for name, changed in differs.items() if changed]
+
+
 def estimate_model(
-    name: str, config: HSTUConfig | FuXiConfig, machine: Machine, settings: Settings, changed: bool
+    name: str, config: HSTUConfig | FuXiConfig, machine: Machine, settings: Settings, changed: Sequence[str]
 ) -> dict[str, Any]:
-    """One entry of `models`. `changed`: not to be compared with what was published under this name."""
+    """One entry of `models`. `changed`: why it is not the published step, as `changes` lists it."""
     import torch
 
     from gr_compile.benchmarking.flops import utilisation
@@ -128,10 +146,11 @@ def estimate_model(
     theirs = batch_size * turbogr_flops(config)
     table = f"item table, 1/{settings.devices} of it"
     return {
-        "model": name, "changed": changed, "max_seq_len": n, "batch_size": batch_size, "tokens": tokens,
+        "model": name, "changed": bool(changed), "changes": list(changed), "max_seq_len": n,
+        "batch_size": batch_size, "tokens": tokens,
         "parameters": weights, "step_ms": 1e3 * found.seconds, "sample_ms": 1e3 * found.seconds / batch_size,
         "mfu": utilisation(found.useful_flops, found.seconds, machine.cube_flops),
-        "mfu_turbogr": utilisation(theirs, found.seconds, PEAK_FLOPS),
+        "mfu_turbogr": None if OTHER_WORK & set(changed) else utilisation(theirs, found.seconds, PEAK_FLOPS),
         "published": None if changed else published(name, config, found.seconds / batch_size),
         "memory": {**found.memory, table: STATE_BYTES_ROW * shard * config.embedding_dim},
         "rows": [asdict(row) for row in sorted(found.rows, key=lambda row: -row.seconds)],
@@ -178,19 +197,32 @@ def show(output: Output, payload: dict[str, Any]) -> None:
         memory = ", ".join(f"{what} {size / 2**30:.1f}" for what, size in found["memory"].items())
         output.line(f"memory, GiB: {memory}")
         output.line()
-    beside = ("estimate beside TurboGR's rows", "params M", "step ms", "sample ms", "published", "residual", "MFU",
-               "MFU, TurboGR's", "published", "recomputed")  # fmt: skip
-    output.table(payload["machine"]["name"], beside, [_summary(found) for found in payload["models"]])
+    output.table(payload["machine"]["name"], *_summaries(payload["models"]))
+    for found in payload["models"]:
+        if found["changed"]:
+            options = ", ".join(f"--{name}" for name in found["changes"])
+            output.line(f"{found['model']} is not beside what was published: other {options}")
     output.line(payload["definition"])
     chosen = ", ".join(f"{name} {value:g}" for name, value in payload["efficiency"].items())
     output.line(f"efficiencies, one set for all models, assumed: {chosen}")
 
 
-def _summary(found: dict[str, Any]) -> tuple[str, ...]:
-    theirs = found["published"]
-    shown = (f"{theirs['sample_ms']:.2f}", f"{theirs['residual']:+.0%}") if theirs else ("–", "–")
-    mfus = (f"{theirs['mfu']:.2%}", f"{theirs['mfu_recomputed']:.2%}") if theirs else ("–", "–")
-    return (
-        found["model"], f"{found['parameters'] / 1e6:.2f}", f"{found['step_ms']:.0f}",
-        f"{found['sample_ms']:.2f}", *shown, f"{found['mfu']:.2%}", f"{found['mfu_turbogr']:.2%}", *mfus,
-    )  # fmt: skip
+def _summaries(models: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows. Columns that no row has a figure for are left out."""
+    shown = [_summary(found) for found in models]
+    columns = [name for name in shown[0] if any(row[name] is not None for row in shown)]
+    titles = {"published MFU": "published"}
+    return [titles.get(name, name) for name in columns], [[row[name] or "–" for name in columns] for row in shown]
+
+
+def _summary(found: dict[str, Any]) -> dict[str, str | None]:
+    theirs, mfu = found["published"], found["mfu_turbogr"]
+    return {
+        "estimate": found["model"], "params M": f"{found['parameters'] / 1e6:.2f}",
+        "step ms": f"{found['step_ms']:.0f}", "sample ms": f"{found['sample_ms']:.2f}",
+        "published": f"{theirs['sample_ms']:.2f}" if theirs else None,
+        "residual": f"{theirs['residual']:+.0%}" if theirs else None,
+        "MFU": f"{found['mfu']:.2%}", "MFU, TurboGR's": None if mfu is None else f"{mfu:.2%}",
+        "published MFU": f"{theirs['mfu']:.2%}" if theirs else None,
+        "recomputed": f"{theirs['mfu_recomputed']:.2%}" if theirs else None,
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ def register(app: typer.Typer) -> None:
         ] = "",
         passes: Annotated[str, typer.Option(help="A preset or pipeline text.")] = "default",
         target: Annotated[
-            str, typer.Option(help="ascend, or with options: ascend{mode=npugraph_ex,kernels=library}.")
+            str, typer.Option(help="ascend, or with options: ascend{mode=npugraph_ex}, ascend{kernels=library}.")
         ] = "ascend",
         machine: Annotated[str, typer.Option(metavar="NAME", help="The processor that is lowered to.")] = "910b1",
         train: Annotated[bool, typer.Option("--train", help="In training mode, with the backward.")] = False,
@@ -59,4 +60,6 @@ def register(app: typer.Typer) -> None:
             for part in graph["parts"]:
                 output.line(f"{out / part['file']}: {sum(part['operators'].values())} nodes")
         output.line(f"{out / 'report.md'}: what was checked, and what was not")
+        for warning in report.get("warnings", ()):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
         write_json(json_file, "lower", report)

@@ -66,6 +66,14 @@ class _Writer:
     lines: list[ProgramLine] = field(default_factory=list)
     files: dict[str, torch.Tensor] = field(default_factory=dict)
     functions: list[ProgramLine] = field(default_factory=list)
+    constants: dict[str, str] = field(default_factory=dict)
+
+    def loaded(self, value: torch.Tensor, device: str) -> str:
+        """A name of the module for a constant that is saved: loaded once, and outside of what a tracer may follow."""
+        file = self.save(value)
+        name = PurePath(file).stem.upper()
+        self.constants[name] = f"replay.load_constant(__file__, {file!r}{device})"
+        return name
 
     def save(self, value: torch.Tensor) -> str:
         """Keep a constant for a file named by its content, so that all stages share it."""
@@ -98,6 +106,7 @@ def print_program(
         "\n".join("# " + line for line in provenance.splitlines()),
         _import_text(writer.imports),
         _inputs_text(inputs),
+        *(["\n".join(f"{name} = {source}" for name, source in writer.constants.items())] if writer.constants else []),
         *(["\n".join(line.text for line in writer.functions)] if writer.functions else []),
         "\n".join(line.text for line in writer.lines),
         _main_text(previous, exact, _half_precision(graph_module), ignore_zeros),
@@ -265,7 +274,7 @@ class _Scope:
             inner = self.printer.value(value.detach().cpu().tolist())
             shape = f".reshape({sizes})" if 0 in sizes else ""
             return f"torch.tensor({inner}, dtype={value.dtype}{device}){shape}"
-        return f"replay.load_constant(__file__, {self.writer.save(value)!r}{device})"
+        return self.writer.loaded(value, device)
 
     def note_symbols(self, node: fx.Node) -> None:
         """Remember how a size symbol can be had from this node, should an argument name it."""

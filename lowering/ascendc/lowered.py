@@ -6,17 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.fx as fx
 
-from gr_compile.inspection.values import size_hint
 from gr_compile.lowering.ascendc.attention.printed import OPERATORS as ATTENTION
 from gr_compile.lowering.ascendc.attention.printed import AttentionCall, Printed, Programs, print_programs
 from gr_compile.lowering.ascendc.attention.second_opinion import NoOpinion, find_compiler, opinions
+from gr_compile.lowering.ascendc.example import Sizes, at_example
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
 from gr_compile.lowering.ascendc.project import write_project
@@ -24,10 +24,11 @@ from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import kernel_name, vector_kernel
 
 FOLDER = "operators"
+_MOST_TEXT = 300  # characters of a reason, which may show a whole program
 
 
 def write_operators(
-    graphs: Sequence[fx.GraphModule],
+    graphs: Sequence[tuple[fx.GraphModule, Sizes]],
     ge_types: Collection[str],
     folder: Path,
     machine: Machine,
@@ -36,33 +37,44 @@ def write_operators(
     """Write the project of all operators that GE graphs hold into folder/operators; JSON for the report.
 
     Args:
-        graphs: with fake values; the tilings of their calls, at the example's sizes, are in the report.
+        graphs: with fake values, and the counts of the example; the tilings of their calls, at its sizes, are in the
+            report.
         ge_types: the types of nodes in all GE graphs, of backwards, too.
         attention: the calls of attention in all GE graphs; their tiles are chosen for `machine`.
     """
     used = [name for name, row in OPERATORS.items() if row.ge_type in ge_types]
     printed = [name for name in used if name in RECIPES]
     programs = print_programs(attention, machine)
-    if printed or programs.kernels:
-        write_project(printed, folder / FOLDER, programs.kernels)
-    tilings = [entry for graph in graphs for entry in _tilings(graph, machine)]
-    known = {entry["operator"] for entry in tilings}
-    tilings += [
-        {"operator": name, "kernel": None, "reason": "its calls are in a backward; the host computes their tiling"}
-        for name in printed if name not in known
-    ]  # fmt: skip
     chosen, refused = _attention(programs, attention, machine)
     refused += [
         {"operator": name, "reason": "there is no kernel for it"}
         for name in used if name not in RECIPES and name not in ATTENTION
     ]  # fmt: skip
+    without = _counted(refused)
+    if printed or programs.kernels:
+        write_project(printed, folder / FOLDER, programs.kernels, without_kernel(without))
+    tilings = [entry for graph, counts in graphs for entry in _tilings(graph, counts, machine)]
+    known = {entry["operator"] for entry in tilings}
+    tilings += [
+        {"operator": name, "kernel": None, "reason": "its calls are in a backward; the host computes their tiling"}
+        for name in printed if name not in known
+    ]  # fmt: skip
     return {
         "folder": FOLDER if printed or programs.kernels else None,
         "machine": machine.name,
         "kernels": _counted([*tilings, *chosen]),
-        "without_kernel": _counted(refused),
+        "without_kernel": without,
         "second_opinion": _second_opinion(programs, machine),
     }
+
+
+def without_kernel(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each entry of `without_kernel`: what a device cannot run until somebody writes that kernel."""
+    return [
+        f"{one['calls']} {'call' if one['calls'] == 1 else 'calls'} of {one['operator']}: no kernel is printed "
+        f"({textwrap.shorten(one['reason'], _MOST_TEXT)}); the graphs that hold them do not run on a device without one"
+        for one in entries
+    ]
 
 
 def _second_opinion(programs: Programs, machine: Machine) -> list[str]:
@@ -116,12 +128,12 @@ def _counted(tilings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**entry, "calls": tilings.count(entry)} for entry in found]
 
 
-def _tilings(graph: fx.GraphModule, machine: Machine) -> Iterator[dict[str, Any]]:
+def _tilings(graph: fx.GraphModule, counts: Sizes, machine: Machine) -> Iterator[dict[str, Any]]:
     for node in graph.graph.nodes:
         row = _row(node)
         if row is None:
             continue
-        kernel = vector_kernel(f"gr::{row.name}", _arguments(row, node), machine)
+        kernel = vector_kernel(f"gr::{row.name}", _arguments(row, node, counts), machine)
         yield {
             "operator": f"gr::{row.name}", "kernel": kernel.name, "blocks": kernel.blocks,
             "workspace_bytes": kernel.workspace_bytes, "tiling": dict(kernel.tiling), "reason": kernel.reason,
@@ -134,18 +146,14 @@ def _row(node: fx.Node) -> Operator | None:
     return OPERATORS[schema.name] if schema is not None and schema.name in RECIPES else None
 
 
-def _arguments(row: Operator, node: fx.Node) -> dict[str, Any]:
+def _arguments(row: Operator, node: fx.Node, counts: Sizes) -> dict[str, Any]:
     """The arguments of a call by name, at the example's sizes; tensors without content."""
     arguments = row.overload._schema.arguments
     given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     given.update(zip((argument.name for argument in arguments), node.args))
     given.update(node.kwargs)
-    return {name: _example(value) for name, value in given.items()}
+    return {name: at_example(fx.node.map_arg(value, _value), counts) for name, value in given.items()}
 
 
-def _example(value: Any) -> Any:
-    if isinstance(value, fx.Node):
-        value = value.meta["val"]
-    if isinstance(value, torch.Tensor):
-        return torch.empty([size_hint(size) for size in value.shape], dtype=value.dtype, device="meta")
-    return size_hint(value) if isinstance(value, torch.SymInt) else value
+def _value(node: fx.Node) -> Any:
+    return node.meta["val"]

@@ -6,6 +6,7 @@ source in its `sources`, or are among those that it says are inferred.
 
 from __future__ import annotations
 
+import difflib
 import json
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -56,7 +57,9 @@ def machine(name: str) -> Machine:
     """
     path = _FOLDER / f"{name}.json"
     if name not in machines():
-        raise ValueError(f"unknown machine {name!r}; known: {', '.join(machines())}")
+        near = difflib.get_close_matches(name.lower(), machines())
+        meant = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown machine {name!r}; known: {', '.join(machines())}{meant}")
     found = json.loads(path.read_text())
     lacking = [x.name for x in fields(Machine) if x.default is MISSING and x.name not in found]
     if lacking:

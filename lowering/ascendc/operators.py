@@ -31,6 +31,7 @@ import gr_compile.ops  # noqa: F401  (registers them)
 Role = Literal["required", "optional", "dynamic"]
 AttributeType = Literal["int", "float", "bool", "str", "list_bool"]
 FORMAT = "ND"
+VENDOR = "gr"  # of the operator package: it is installed into vendors/gr
 
 FLOATS = ("float32", "float16", "bfloat16")
 WHOLE = ("int32", "int64")

@@ -13,11 +13,12 @@ import gc
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 import torch.fx as fx
 from torch._dynamo.source import ConstantSource
@@ -72,14 +73,18 @@ class _Conversion:
         self.parts: list[Part] = []
         self.missing: Counter[str] = Counter()
         self.fixed: dict[str, int] = {}
+        self.counts: dict[sympy.Symbol, int] = {}
 
     def convert(self) -> None:
         converters.register_all(self.request["library"])
+        forward = load_program(self.folder / PROGRAM).forward  # before any fake mode: its constants are real
         fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         symbols = self._symbols(fake_mode)
+        known = self.request["sizes"]
+        self.counts = {size.node.expr: known[name] for name, size in symbols.items() if name in known}
         with fake_mode:
             inputs = [_input(entry, symbols) for entry in self.request["inputs"] if not _is_constant(entry)]
-        compiled = self._compile(fake_mode, inputs)
+        compiled = self._compile(fake_mode, self._graph(forward), inputs)
         self._note_fixed(symbols)
         if self.request["run"]:
             self._run(compiled)
@@ -93,7 +98,7 @@ class _Conversion:
             made[name] = shape_env.create_symintnode(symbol, hint=hint, source=source)
         return made
 
-    def _compile(self, fake_mode: FakeTensorMode, inputs: list[Any]) -> Any:
+    def _compile(self, fake_mode: FakeTensorMode, graph: fx.GraphModule, inputs: list[Any]) -> Any:
         from torchair import CompilerConfig
         from torchair.npu_fx_compiler import (  # type: ignore[import-not-found, unused-ignore]
             _compile_graph_with_aot,
@@ -111,17 +116,17 @@ class _Conversion:
             tracing(TracingContext(fake_mode)),
         ):
             return _compile_graph_with_aot(
-                self._graph(), _recorder(self, config), inputs, config, _get_merged_decompositions(config, own)
+                graph, _recorder(self, config), inputs, config, _get_merged_decompositions(config, own)
             )
 
-    def _graph(self) -> fx.GraphModule:
+    def _graph(self, forward: Callable[..., Any]) -> fx.GraphModule:
         """The program as a graph of one call: AOTAutograd traces through it. Settled sizes are no inputs of it."""
         graph = fx.Graph()
         entries = self.request["inputs"]
         operands = tuple(
             entry["size"] if _is_constant(entry) else graph.placeholder(entry["name"]) for entry in entries
         )
-        graph.output(graph.call_function(load_program(self.folder / PROGRAM).forward, operands))
+        graph.output(graph.call_function(forward, operands))
         return fx.GraphModule(torch.nn.Module(), graph)
 
     def keep(self, concrete: Any, attention: list[AttentionCall]) -> None:
@@ -129,11 +134,11 @@ class _Conversion:
         file = self._next_part("pbtxt", Counter(op.type for op in concrete.graph.op), attention)
         concrete.dump(str(file))
 
-    def keep_replayed(self, graph_module: fx.GraphModule) -> None:
+    def keep_replayed(self, graph_module: fx.GraphModule, attention: list[AttentionCall]) -> None:
         """Write the FX graph whose operators are captured when it first runs, and replayed later."""
         called = [node for node in graph_module.graph.nodes if node.op == "call_function"]
         replay.check(graph_module)
-        file = self._next_part("txt", Counter(str(node.target) for node in called), [])
+        file = self._next_part("txt", Counter(str(node.target) for node in called), attention)
         file.write_text(str(graph_module.graph) + "\n", encoding="utf-8")
 
     def _next_part(self, suffix: str, counts: Counter[str], attention: list[AttentionCall]) -> Path:
@@ -173,18 +178,19 @@ def _recorder(conversion: _Conversion, config: Any) -> Any:
     class Recorder(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
             _note_missing(conversion, graph_module)
-            attention = calls_of(graph_module)
+            attention = calls_of(graph_module, conversion.counts)
             concrete = super().__call__(graph_module, inputs).runner
             conversion.keep(concrete, attention)
             return concrete.fx_graph
 
     class Replayed(_NpuFxCompiler):  # type: ignore[misc, unused-ignore]
         def __call__(self, graph_module: fx.GraphModule, inputs: list[Any]) -> Any:
+            attention = calls_of(graph_module, conversion.counts)
             with no_dispatch():
                 optimised = copy.deepcopy(graph_module)
             optimised = _optimize_fx(optimised, config, GraphTransformObserver(optimised, inputs, config))
             _valid_graph(optimised)
-            conversion.keep_replayed(optimised)
+            conversion.keep_replayed(optimised, attention)
             return optimised
 
     return Recorder(config) if conversion.request["mode"] == "max-autotune" else Replayed(config)

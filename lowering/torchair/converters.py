@@ -19,7 +19,7 @@ from gr_compile.lowering.ascendc.operators import OPERATORS, Operator, Port
 from gr_compile.lowering.torchair import library
 
 Library = Mapping[str, Mapping[str, Any]]  # by score program, the attributes of the library's node
-_STUBS = (("NotImplementedError",), ("RuntimeError",))  # all that the body of such a converter names
+_STUBS = (("NotImplementedError",), ("RuntimeError",), ("AssertionError",))  # all that such a converter names
 
 
 class CannotConvert(RuntimeError):

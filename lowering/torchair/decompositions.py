@@ -102,6 +102,11 @@ def sub_scalar(x: Tensor, other: Any, alpha: Any = 1) -> Any:
     return aten.sub.Tensor(x, other, alpha=alpha)
 
 
+def div_scalar_mode(x: Tensor, other: Any, *, rounding_mode: str | None = None) -> Any:
+    """The form for tensors takes numbers, too."""
+    return aten.div.Tensor_mode(x, other, rounding_mode=rounding_mode)
+
+
 def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     """The last places in front of the others, a dimension after the other; without dimensions, of all elements."""
     if not dims:
@@ -119,7 +124,9 @@ OURS: Mapping[Any, Callable[..., Any]] = {
     aten.clamp_max.default: lambda x, most: aten.clamp.default(x, None, most),
     aten.clamp_max.Tensor: lambda x, most: aten.minimum.default(x, most),
     aten.clamp_min.Tensor: lambda x, least: aten.maximum.default(x, least),
+    aten.div.Scalar_mode: div_scalar_mode,
     aten.embedding_dense_backward.default: embedding_dense_backward,
+    aten.floor_divide.Scalar: lambda x, other: aten.floor_divide.default(x, other),
     aten.index_put.default: index_put,
     aten.isnan.default: lambda x: aten.ne.Tensor(x, x),
     aten.randint.low: randint,

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.fx as fx
 
-from gr_compile.analysis.expr import TRUE, Expr, and_, ge0, index, is_const, not_, sub, walk
+from gr_compile.analysis.expr import FLOAT_DTYPES, TORCH_DTYPE, TRUE, Expr, and_, ge0, index, is_const, not_, sub, walk
 from gr_compile.lowering.ascendc.operators import FLOATS, OPERATORS
 from gr_compile.ops.score_program import HEAD, ScoreProgram
 
@@ -205,8 +205,10 @@ class _Factors:
 
 
 def _number(expr: Expr) -> float | None:
+    """The value of a constant, rounded by its casts between floats; a cast to a whole number cuts, and has none."""
     if expr.op == "cast":
-        return _number(expr.args[0])
+        inner = _number(expr.args[0]) if expr.dtype in FLOAT_DTYPES else None
+        return None if inner is None else float(torch.tensor(inner, dtype=torch.float64).to(TORCH_DTYPE[expr.dtype]))
     return float(expr.args[0]) if is_const(expr) and expr.dtype != "b" else None
 
 

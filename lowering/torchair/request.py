@@ -1,8 +1,8 @@
 """A graph on its way to the process that converts it: a program, what its inputs look like, and what they were.
 
 <name>/program.py      the graph as `inspection.program` prints it, with its constants beside it
-<name>/request.json    inputs [{name, shape, stride, dtype, requires_grad} or {name, size}], hints of symbols, training,
-                       threads to run with
+<name>/request.json    inputs [{name, shape, stride, dtype, requires_grad} or {name, size}], hints of symbols,
+                       sizes: what they were in the call, training, threads to run with
 <name>/inputs.pt       the inputs of the call, where the graph is to be run, too
 """
 
@@ -65,9 +65,13 @@ class Request:
         hints: dict[str, int] = {}
         placeholders = self.graph.graph.find_nodes(op="placeholder")
         described = [self._input(node, value, hints) for node, value in zip(placeholders, self.inputs)]
+        sizes = [
+            (str(size_expr(node.meta["val"])), int(value)) for node, value in zip(placeholders, self.inputs)
+            if isinstance(node.meta["val"], torch.SymInt)
+        ]  # fmt: skip
         return {
-            "inputs": described, "hints": hints, "training": self.training, "run": self.run, "mode": self.mode,
-            "threads": torch.get_num_threads(),
+            "inputs": described, "hints": hints, "sizes": dict(sizes), "training": self.training, "run": self.run,
+            "mode": self.mode, "threads": torch.get_num_threads(),
             "library": {program: dict(attributes) for program, attributes in self.library.items()},
         }  # fmt: skip
 

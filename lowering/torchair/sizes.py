@@ -2,6 +2,9 @@
 
 nonzero(mask)                    T inside the graph
 true_places(mask, T)             T = count_true(mask), counted before the graph runs, an input of it
+
+Reads by a mask are written by nonzero first (masked_reads.py). Assertions of the model leave the
+graph, too (assertions.py).
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import torch.utils._pytree as pytree
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import Miss
 from gr_compile.host_sizes import HostSizes, blocker, split
+from gr_compile.lowering.torchair.assertions import leave_out
+from gr_compile.lowering.torchair.masked_reads import MaskedReads
 from gr_compile.lowering.torchair.replay import unbacked
 from gr_compile.sizes import size_expr
 
@@ -35,10 +40,12 @@ class Prepared:
     Attributes:
         main: takes the inputs of the whole graph, then one number for each of `sizes`.
         counts: what computes these numbers beforehand; None where there are none.
+        assertions: how many of the model's were left out: no node of a GE graph stops a run.
     """
 
     main: fx.GraphModule
     counts: HostSizes | None
+    assertions: int = 0
 
     @property
     def prelude(self) -> fx.GraphModule | None:
@@ -65,11 +72,13 @@ def prepare(graph_module: fx.GraphModule) -> Prepared:
     """
     copied = fx.GraphModule(graph_module, copy.deepcopy(graph_module.graph))
     editor = GraphEditor(copied)
+    assertions = leave_out(editor)
+    MaskedReads(editor).rewrite()
     for node in copied.graph.find_nodes(op="call_function", target=aten.nonzero.default):
         _count(node, editor)
     copied.graph.eliminate_dead_code()
     counts = split(copied)
-    prepared = Prepared(counts.main if counts is not None else copied, counts)
+    prepared = Prepared(counts.main if counts is not None else copied, counts, assertions)
     _check(prepared)
     return prepared
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from gr_compile.inspection.program import print_program
 from gr_compile.inspection.replay import TOLERANCES, difference
 from gr_compile.lower import CapturedGraph, LowerError
 from gr_compile.lowering.ascendc.attention.printed import AttentionCall
-from gr_compile.lowering.ascendc.lowered import write_operators
+from gr_compile.lowering.ascendc.lowered import without_kernel, write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.target import Compiled
@@ -28,6 +28,7 @@ from gr_compile.lowering.torchair.convert import ConversionFailed, Converter, co
 from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
 from gr_compile.numerics import outputs_and_gradients
 from gr_compile.pipeline import Pipeline
+from gr_compile.sizes import size_expr
 
 _GE, _REPLAY = MODES = ("max-autotune", replay.MODE)
 KERNELS = ("generated", "library")
@@ -57,6 +58,7 @@ _NOT_CHECKED = {
     ),
 }
 COUNTS = "counts.py"
+_GE_TYPES = {str(row.overload): row.ge_type for row in OPERATORS.values()}
 _NOISE = 1e-3
 
 
@@ -94,7 +96,7 @@ class AscendLowering:
             found = files.find()
         except files.TorchairMissing as error:
             raise LowerError(str(error)) from error
-        with tempfile.TemporaryDirectory() as scratch, converter(found, Path(scratch)) as child:
+        with _temporary_folder() as scratch, converter(found, scratch) as child:
             yield lambda graphs, folder: self._write(graphs, folder, child, found)
 
     def _write(
@@ -102,40 +104,63 @@ class AscendLowering:
     ) -> dict[str, Any]:
         try:
             work = [Work(graph, self.mode, self.kernels) for graph in graphs]
-            converted = child.convert([item.request for item in work])
+            with _writing_temporary(child.folder):
+                converted = child.convert([item.request for item in work])
             refuse_failures(converted)
             described = [item.finish(one, child.folder, folder) for item, one in zip(work, converted)]
             operators = write_operators(
-                [item.request.graph for item in work], _types(converted), folder, machine(self.machine),
+                [(item.request.graph, item.known) for item in work], _types(converted), folder, machine(self.machine),
                 [AttentionCall.read(call) for one in converted for part in one.parts for call in part.attention],
             )  # fmt: skip
         except (ConversionFailed, sizes.DataDependentSize) as error:
             raise LowerError(str(error)) from error
         return {
             "operators": operators,
+            "warnings": (warnings := without_kernel(operators["without_kernel"])),
             "torchair": {"version": found.version, "origin": found.origin},
             "mode": self.mode,
             "graphs": described,
-            **self._checks(described, any(item.request.library for item in work)),
+            **self._checks(work, described, warnings),
         }
 
-    def _checks(self, described: Sequence[dict[str, Any]], library_used: bool) -> dict[str, list[str]]:
+    def _checks(
+        self, work: Sequence[Work], described: Sequence[dict[str, Any]], warnings: Sequence[str]
+    ) -> dict[str, list[str]]:
         """What was checked, and what was not."""
         compared = sum(item["largest_difference"] is not None for item in described)
+        gradients = ", gradients included" if any(item.graph.training for item in work) else ""
         made = "the FX graph that each GE graph is made of" if self.mode == _GE else "each graph that is to be captured"
         ran = f"{made}, run on the CPU on the given inputs: {compared} of "
-        ran += f"{len(described)} equal to the model's own operators, gradients included"
+        ran += f"{len(described)} equal to the model's own operators{gradients}"
         left = [] if compared == len(described) else ["numbers: see the graphs' notes"]
-        if library_used:
+        if any(item.request.library for item in work):
             left.append("what Huawei's operators compute: the numbers are those of the gr:: operators in their place")
         return {
             "checked": [*_CHECKED[self.mode], *([ran] if compared else [])],
-            "not_checked": [*_NOT_CHECKED[self.mode], *left],
+            "not_checked": [*warnings, *_NOT_CHECKED[self.mode], *left],
         }
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with ExitStack() as held:
+        with _writing_temporary("that is to hold the graphs"):
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        yield folder
+
+
+@contextmanager
+def _writing_temporary(folder: object) -> Iterator[None]:
+    """What the operating system refuses inside has nothing to do with the folder that the user named."""
+    try:
+        yield
+    except OSError as error:
+        raise LowerError(f"the temporary folder {folder} cannot be written: {error}; TMPDIR names another") from error
+
+
 def _types(converted: Sequence[Converted]) -> set[str]:
-    return {name for one in converted for part in one.parts for name in part.operators}
+    """GE types of the operators: a graph to replay names those of torch."""
+    return {_GE_TYPES.get(name, name) for one in converted for part in one.parts for name in part.operators}
 
 
 def refuse_failures(converted: Sequence[Converted]) -> None:
@@ -155,6 +180,8 @@ class Work:
         self.graph = graph
         prepared = sizes.prepare(graph.graph)
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
+        self.assertions = prepared.assertions
+        self.known = {size_expr(size): count for size, count in zip(prepared.sizes, self.counts)}
         self.random = draws(graph.captured)
         self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
         self.request = Request(
@@ -205,6 +232,8 @@ class Work:
             notes.append(f"run on the CPU, it differs from the model's own operators by {gap:.1e} at most")
         notes += [f"holds for {name} = {value} alone" for name, value in (converted.fixed or {}).items()]
         notes += [f"{one.operator}, {one.calls} calls: {one.chosen}: {one.why}" for one in self.choices]
+        if self.assertions:
+            notes.append(f"assertions of the model that are left out, since no node can stop a run: {self.assertions}")
         if any("recompute" in node.meta for node in self.graph.graph.graph.nodes):
             notes.append("checkpointed regions keep their activations: nothing is computed twice")
         return notes
@@ -278,6 +307,11 @@ def check_options(mode: str, kernels: str) -> None:
     for name, value, known in (("mode", mode, MODES), ("kernels", kernels, KERNELS)):
         if value not in known:
             raise ConfigError(f"target='ascend{{{name}={value}}}': {name} is one of {', '.join(known)}")
+    if mode == replay.MODE and kernels != "generated":
+        raise ConfigError(
+            f"target='ascend{{mode={mode},kernels={kernels}}}': Huawei's operators are nodes of GE graphs, and {mode} "
+            f"makes none; take kernels=generated, or mode={_GE}"
+        )
 
 
 @dataclass(frozen=True)

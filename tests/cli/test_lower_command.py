@@ -67,6 +67,12 @@ def test_what_it_prints(calls, file, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["graphs"] == REPORT["graphs"]
 
 
+def test_warnings_go_to_standard_error(calls, file, monkeypatch):
+    monkeypatch.setattr(gr_compile, "lower", lambda *args, **options: {**REPORT, "warnings": ["2 calls of gr::x"]})
+    done = run(f"{file}:Model")
+    assert done.exit_code == 0 and done.stderr == "warning: 2 calls of gr::x\n" and "gr::x" not in done.stdout
+
+
 def test_a_model_that_cannot_be_lowered_is_one_line(file, tmp_path, monkeypatch):
     monkeypatch.setenv("GR_COMPILE_TORCHAIR", str(tmp_path))
     done = run(f"{file}:Model", "--out", tmp_path / "out")

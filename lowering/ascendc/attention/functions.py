@@ -41,9 +41,18 @@ def _one_plus_exp(f: Function, x: Register) -> Register:
     return found
 
 
+def _reciprocal(f: Function, x: Register) -> Register:
+    """1 / x by Div: Reciprocal is an approximation on a device."""
+    return f.binary("Div", f.emit("Duplicate({d:f}, 1.0f, #);", x.shape), x)
+
+
+def _rsqrt(f: Function, x: Register) -> Register:
+    """1 / sqrt(x) as kernels/norm.h has it: Rsqrt is an approximation on a device."""
+    return _reciprocal(f, f.unary("Sqrt", x))
+
+
 def _sigmoid(f: Function, x: Register) -> Register:
-    one = f.emit("Duplicate({d:f}, 1.0f, #);", x.shape)
-    return f.binary("Div", one, _one_plus_exp(f, x))
+    return _reciprocal(f, _one_plus_exp(f, x))
 
 
 def _silu(f: Function, x: Register) -> Register:
@@ -78,8 +87,7 @@ def _tanh(f: Function, x: Register) -> Register:
 def _erf(f: Function, x: Register) -> Register:
     """Abramowitz and Stegun 7.1.26, within 1.5e-7, of |x|; the sign of x is put back."""
     size = f.unary("Abs", x)
-    one = f.emit("Duplicate({d:f}, 1.0f, #);", x.shape)
-    t = f.binary("Div", one, f.scalar("Adds", f.scalar("Muls", size, f"{_ERF_P}f"), "1.0f"))
+    t = _reciprocal(f, f.scalar("Adds", f.scalar("Muls", size, f"{_ERF_P}f"), "1.0f"))
     total = f.scalar("Muls", t, f"{_ERF[-1]}f")
     for coefficient in _ERF[-2::-1]:
         total = f.binary("Mul", f.scalar("Adds", total, f"{coefficient}f"), t)
@@ -129,10 +137,10 @@ UNARY: Mapping[str, Callable[[Function, Register], Register]] = {
     "log1p": _log1p,
     "log2": lambda f, x: f.scalar("Muls", f.unary("Ln", x), "1.4426950408889634f"),
     "neg": _negative,
-    "reciprocal": _direct("Reciprocal"),
+    "reciprocal": _reciprocal,
     "relu": _direct("Relu"),
     "round": _rounding("RINT"),
-    "rsqrt": _direct("Rsqrt"),
+    "rsqrt": _rsqrt,
     "sigmoid": _sigmoid,
     "sign": _sign,
     "silu": _silu,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from gr_compile.inspection.values import size_hint
 from gr_compile.lowering.ascendc.attention import sizes
 from gr_compile.lowering.ascendc.attention.backward import Backward
 from gr_compile.lowering.ascendc.attention.call import Call
 from gr_compile.lowering.ascendc.attention.forward import Forward
 from gr_compile.lowering.ascendc.attention.printer import Printer
+from gr_compile.lowering.ascendc.example import Sizes, at_example
 from gr_compile.lowering.ascendc.machine import Machine
 from gr_compile.lowering.ascendc.tiling import DoesNotFit, Tiling, solve
 from gr_compile.lowering.cpu.lanes import Unsupported
@@ -25,6 +25,7 @@ from gr_compile.ops.jagged_attention import backward_inputs, inputs_of
 
 FORWARD, BACKWARD = "gr::jagged_attention", "gr::jagged_attention_backward"
 OPERATORS = (FORWARD, BACKWARD)
+_NO_COUNTS: Sizes = {}
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,18 @@ class AttentionCall:
         return AttentionCall(Call.read(described["call"]), None if needs is None else tuple(needs))
 
 
-def calls_of(graph_module: fx.GraphModule) -> list[AttentionCall]:
-    """The calls of a graph with fake values; a leaf's extent that is a symbol there is a size of the call."""
+def calls_of(graph_module: fx.GraphModule, counts: Sizes = _NO_COUNTS) -> list[AttentionCall]:
+    """The calls of a graph with fake values; a leaf's extent that is a symbol there is a size of the call.
+
+    Args:
+        counts: the values of symbols that are told by data, in the example.
+    """
     targets = {torch.ops.gr.jagged_attention.default, torch.ops.gr.jagged_attention_backward.default}
-    return [_call(node) for node in graph_module.graph.nodes if node.op == "call_function" and node.target in targets]
+    nodes = graph_module.graph.nodes
+    return [_call(node, counts) for node in nodes if node.op == "call_function" and node.target in targets]
 
 
-def _call(node: fx.Node) -> AttentionCall:
+def _call(node: fx.Node, counts: Sizes) -> AttentionCall:
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, node.args)), **node.kwargs}
     values: dict[str, Any] = fx.node.map_arg(given, lambda x: x.meta["val"])
@@ -79,21 +85,12 @@ def _call(node: fx.Node) -> AttentionCall:
     opened = frozenset(
         (at, dim) for at, leaf in enumerate(leaves) for dim, x in enumerate(leaf.shape) if isinstance(x, torch.SymInt)
     )
-    known = {name: _example(value) for name, value in values.items()}
+    known = {name: at_example(value, counts) for name, value in values.items()}
     needs = known.pop("needs_grad", None)
     grad = known.pop("grad_out", None)
     operands = [known[name] for name in names if name in known]
     inputs = inputs_of(*operands) if needs is None else backward_inputs(grad, operands, needs)
     return AttentionCall(replace(Call.of(inputs), open=opened), None if needs is None else tuple(needs))
-
-
-def _example(value: Any) -> Any:
-    """At the example's sizes; tensors without content."""
-    if isinstance(value, (list, tuple)):
-        return [_example(x) for x in value]
-    if isinstance(value, torch.Tensor):
-        return torch.empty([size_hint(size) for size in value.shape], dtype=value.dtype, device="meta")
-    return size_hint(value) if isinstance(value, torch.SymInt) else value
 
 
 @dataclass(frozen=True)

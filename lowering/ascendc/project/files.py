@@ -10,7 +10,7 @@ from pprint import pformat
 
 from gr_compile.lowering.ascendc.attention.printed import Printed
 from gr_compile.lowering.ascendc.formulas import HELPERS
-from gr_compile.lowering.ascendc.operators import FORMAT, OPERATORS, Operator, Port
+from gr_compile.lowering.ascendc.operators import FORMAT, OPERATORS, VENDOR, Operator, Port
 from gr_compile.lowering.ascendc.project import attention_host, attention_kernel, host
 from gr_compile.lowering.ascendc.project.binding import binding
 from gr_compile.lowering.ascendc.recipes import RECIPES
@@ -24,12 +24,15 @@ Attention = Mapping[str, Sequence[Printed]]
 _NO_ATTENTION: Attention = {}
 
 
-def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION) -> dict[str, str]:
+def project_files(
+    operators: Iterable[str], attention: Attention = _NO_ATTENTION, without: Sequence[str] = ()
+) -> dict[str, str]:
     """The text of every file, by its path in the project.
 
     Args:
         operators: names of `RECIPES`, such as "gr::pack".
         attention: the programs of "gr::jagged_attention" and of its backward.
+        without: what graphs hold and this package does not, a sentence each.
 
     Raises:
         ValueError: an operator has no kernel here.
@@ -47,18 +50,21 @@ def project_files(operators: Iterable[str], attention: Attention = _NO_ATTENTION
         found |= _attention_files(name, attention[name]) if name in attention else _operator_files(row)
     if not attention:
         del found[_ATTENTION_TESTS]
+    found["CMakeLists.txt"] = _CMAKE
     found["op_host/formulas.h"] = HELPERS
     found["op_host/CMakeLists.txt"] = _host_cmake(rows)
     found["op_kernel/CMakeLists.txt"] = _kernel_cmake(rows)
     found["torch_binding/binding.cpp"] = binding(rows)
     found["tests/operators.py"] = _listed([row for name, row in zip(names, rows) if name in RECIPES], attention)
-    found["README.md"] = _readme(rows, attention)
+    found["README.md"] = _readme(rows, attention, without)
     return dict(sorted(found.items()))
 
 
-def write_project(operators: Iterable[str], folder: Path, attention: Attention = _NO_ATTENTION) -> list[str]:
+def write_project(
+    operators: Iterable[str], folder: Path, attention: Attention = _NO_ATTENTION, without: Sequence[str] = ()
+) -> list[str]:
     """Write the project into a folder, and return the paths of its files there."""
-    found = project_files(operators, attention)
+    found = project_files(operators, attention, without)
     for name, text in found.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +123,23 @@ def _listed(rows: Sequence[Operator], attention: Attention) -> str:
     return "\n".join(lines) + "\n"
 
 
+_CMAKE = f"""\
+# The package of the gr:: operators. Needs CANN 9.0 or later, whose set_env.sh has been sourced.
+cmake_minimum_required(VERSION 3.21)
+project(gr_operators CXX)
+find_package(ASC REQUIRED)
+
+set(package_name {VENDOR})
+npu_op_package(${{package_name}}
+    TYPE RUN
+    CONFIG
+        INSTALL_PATH ${{CMAKE_BINARY_DIR}}
+)
+add_subdirectory(op_host)
+add_subdirectory(op_kernel)
+"""
+
+
 def _host_cmake(rows: Sequence[Operator]) -> str:
     sources = "\n".join(f"    {kernel_name(row)}.cpp" for row in rows)
     return f"""\
@@ -157,8 +180,11 @@ and one `program_*.h` each. What none of them serves fails in the tiling functio
 """
 
 
-def _readme(rows: Sequence[Operator], attention: Attention) -> str:
+def _readme(rows: Sequence[Operator], attention: Attention, without: Sequence[str]) -> str:
     more = _PROGRAMS if attention else ""
+    if without:
+        listed = "\n".join(f"- {text}" for text in without)
+        more += f"**Not in this package**, and in the graphs that it was printed for:\n\n{listed}\n\n"
     table = "\n".join(f"| `gr::{row.name}` | `{row.ge_type}` | {row.summary} |" for row in rows)
     return f"""\
 # gr:: operators for Ascend 910B
@@ -173,8 +199,8 @@ run on gr_compile's functional model of AscendC, and everything else here is tex
 ```sh
 source /usr/local/Ascend/cann/set_env.sh
 ./build.sh                              # build/custom_opp_*.run
-./build/custom_opp_*.run                # installs the package under vendors/gr
-source "$ASCEND_OPP_PATH"/vendors/gr/bin/set_env.bash
+./build/custom_opp_*.run                # installs the package under vendors/{VENDOR}
+source "$ASCEND_OPP_PATH"/vendors/{VENDOR}/bin/set_env.bash
 ./build.sh --binding                    # torch_binding/gr_operators, needs torch_npu and gr_compile
 PYTHONPATH=torch_binding pytest tests
 ```

@@ -11,7 +11,7 @@ from gr_compile.analysis.expr import index
 from gr_compile.lower import as_markdown
 from gr_compile.lowering.ascendc.attention.printed import calls_of
 from gr_compile.lowering.ascendc.attention.second_opinion import ENVIRONMENT
-from gr_compile.lowering.ascendc.lowered import write_operators
+from gr_compile.lowering.ascendc.lowered import without_kernel, write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.ops import ScoreProgram
 
@@ -32,7 +32,7 @@ def test_each_call_has_its_tiling_and_each_operator_its_files(tmp_path):
 
     graph = make_fx(function, tracing_mode="symbolic")(torch.randn(4, 100, 32), torch.arange(300))
     types = {"GrPack", "GrUnpack", "GrLookupGradient", "GrJaggedAttention", "MatMulV2"}
-    found = write_operators([graph], types, tmp_path, MACHINE)
+    found = write_operators([(graph, {})], types, tmp_path, MACHINE)
     kernels = {(one["operator"], one.get("tiling", {}).get("row_bytes")): one for one in found["kernels"]}
     assert {key: one["calls"] for key, one in kernels.items()} == {
         ("gr::pack", 128): 2, ("gr::pack", 32): 1, ("gr::unpack", 128): 1, ("gr::lookup_gradient", None): 1,
@@ -86,6 +86,16 @@ def test_attention_has_a_kernel_or_a_reason(tmp_path):
     assert (tmp_path / "operators" / "op_kernel" / "gr_jagged_attention_backward" / "program_1.h").exists()
     text = report(found)
     assert "- `gr::jagged_attention` (2x): no kernel is printed: dropout" in text
+    dropout, wide = without_kernel(found["without_kernel"])
+    assert dropout.startswith("2 calls of gr::jagged_attention: no kernel is printed (dropout") and "float64" in wide
+    assert "do not run on a device" in dropout and len(dropout) < 600
+    readme = (tmp_path / "operators" / "README.md").read_text()
+    assert f"- {dropout}\n- {wide}\n" in readme
+
+
+def test_a_project_without_gaps_says_nothing_of_them(tmp_path):
+    write_operators([], {"GrJaggedAttention"}, tmp_path, MACHINE, calls_of(attention_graph(_score("f32"), [3, 4])))
+    assert "Not in this package" not in (tmp_path / "operators" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -110,8 +120,15 @@ def test_the_report_has_the_second_opinion(tmp_path, monkeypatch, says, reported
     assert f"- {found['second_opinion'][0]}" in report(found)
 
 
+def test_a_graph_whose_operators_have_no_kernel_names_no_project(tmp_path):
+    calls = calls_of(attention_graph(_score("f64"), [3], torch.float64))
+    found = write_operators([], {"GrJaggedAttention"}, tmp_path, MACHINE, calls)
+    text = report(found)
+    assert found["folder"] is None and "No project is written" in text and "None" not in text
+
+
 def test_a_graph_without_our_operators_has_no_project(tmp_path):
     graph = make_fx(lambda x: x + 1, tracing_mode="fake")(torch.ones(2))
-    found = write_operators([graph], {"Add"}, tmp_path, MACHINE)
+    found = write_operators([(graph, {})], {"Add"}, tmp_path, MACHINE)
     assert found["folder"] is None and found["kernels"] == [] and not list(tmp_path.iterdir())
     assert "## Operators" not in report(found)

@@ -57,8 +57,41 @@ class Plain(nn.Module):
         return (mixed * (item_ids != 0)[..., None]).sum(1)
 
 
+class Constants(nn.Module):
+    """Constants of more elements than a program's text holds: beside a product, as boundaries, in a score program."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.items, self.project = nn.Embedding(20, 17, padding_idx=0), nn.Linear(17, 17)
+
+    def forward(self, item_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.project(self.items(item_ids)) * torch.tensor([1.0 + k / 16 for k in range(17)])
+        bucket = torch.bucketize(item_ids * 5, torch.tensor([3 * k for k in range(18)]))
+        distances = (item_ids[:, :, None] - item_ids[:, None, :]).abs()
+        bias = torch.tensor([0.01 * k for k in range(300)])[distances]
+        n = item_ids.shape[1]
+        mixed = (F.silu(x @ x.mT + bias) / n * torch.tril(torch.ones(n, n))) @ x * bucket[..., None]
+        pooled = (mixed * (item_ids != 0)[..., None]).sum(1)
+        return pooled if targets is None else (pooled * targets[:, :1]).sum()
+
+
+class Masked(nn.Module):
+    """Reads at the places of a mask, as losses and read-outs have them, and ids as rows of ones."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.items, self.project = nn.Embedding(20, 8, padding_idx=0), nn.Linear(8, 8)
+
+    def forward(self, item_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = self.project(F.one_hot(item_ids, 20).float() @ self.items.weight)
+        logits, seen = x @ self.items.weight.T, torch.nonzero(item_ids, as_tuple=True)
+        loss = F.cross_entropy(logits[targets != 0], targets[targets != 0])
+        loss = loss + F.cross_entropy(logits[seen], item_ids[seen] // 2)
+        return loss + x.mean(-1).masked_select(targets != 0).sum() + x[item_ids != 0].square().mean()
+
+
 _MAPS = {"fuxi": 3}  # a layer's attention maps, where they are several
-_STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain}
+_STRANGERS: dict[str, Any] = {"encoder": Encoder, "plain": Plain, "constants": Constants, "masked": Masked}
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,8 @@ class Case:
         torch.manual_seed(0)
         if self.model in _STRANGERS:
             ids, targets = torch.tensor([[3, 1, 0, 0], [5, 6, 7, 8]]), torch.tensor([[1, 0, 0, 0], [6, 7, 8, 0]])
-            batch = {"item_ids": ids, **({"targets": targets} if self.training else {})}
+            wanted = self.training or self.model == "masked"
+            batch = {"item_ids": ids, **({"targets": targets} if wanted else {})}
             return _STRANGERS[self.model](self.layers).train(self.training), batch
         model_class, config_class, arguments = _MODELS[self.model]
         config = config_class(
@@ -115,7 +149,8 @@ class Case:
 
 
 BUCKET = "default,eliminate-padding{mode=bucket,multiple=4}"
-DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False))
+DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False), Case("constants", True, True))
+MASKED = (Case("masked", True, True), Case("masked", False, False))
 REPLAYED = Case("stu", False, True, mode="npugraph_ex")
 SHIPPED = Case("plain", False, False, kernels="library")
 SLOW = (

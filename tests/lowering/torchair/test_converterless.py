@@ -17,7 +17,10 @@ CALLS = {
     "clamp_max": (aten.clamp_max.default, (X, 1.0)),
     "clamp_max, tensor": (aten.clamp_max.Tensor, (X, torch.tensor(1.0))),
     "clamp_min, tensor": (aten.clamp_min.Tensor, (X, torch.tensor([0.0, 1.0, 2.0]))),
+    "div, floor": (aten.div.Scalar_mode, (PLACES, 2), {"rounding_mode": "floor"}),
+    "div, trunc": (aten.div.Scalar_mode, (X[:1], 0.3), {"rounding_mode": "trunc"}),
     "embedding": (aten.embedding_dense_backward.default, (torch.randn(4, 3), torch.tensor([1, 0, 1, 2]), 4, 2, False)),
+    "floor_divide": (aten.floor_divide.Scalar, (PLACES, 2)),
     "index_put": (aten.index_put.default, (torch.zeros(3, 2), [torch.tensor([2, 0])], torch.ones(2, 2))),
     "index_put, added": (aten.index_put.default, (torch.ones(3, 2), [PLACES], torch.arange(8.0).view(4, 2), True)),
     "index_put, pairs": (

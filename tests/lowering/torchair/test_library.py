@@ -56,7 +56,11 @@ FITS = {
     "divided scores": (unary("silu", over(S, const(4.0, "f32"))), Formula(0.25, 1.0, NO_MASK)),
 }
 BIAS = load("bias", (index("i"), index("j")), "f32")
+CUT = make("cast", (const(2.5, "f32"),), "i")  # as it stands where nothing has folded it
 LEFT = {
+    "a scale that a cast to an integer cuts": (
+        ScoreProgram(binary("mul", SILU, cast(CUT, "f32"), "f32")), "not a number times SiLU"
+    ),
     "a bias": (ScoreProgram(unary("silu", binary("add", S, BIAS, "f32")), leaves=("bias",)), "reads tables or columns"),
     "a softmax": (ScoreProgram(S, post=make("sm", (), "f32")), "is a softmax"),
     "GELU": (ScoreProgram(unary("gelu", S)), "not a number times SiLU"),

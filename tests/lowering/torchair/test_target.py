@@ -1,13 +1,20 @@
 """The target's judgement: when numbers can be compared, and that wrong ones are never written."""
 
+import errno
+import os
+import tempfile
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gr_compile.graph_pass import GraphReport
 from gr_compile.lower import CapturedGraph, LowerError
-from gr_compile.lowering.torchair.request import Converted
-from gr_compile.lowering.torchair.target import Work, draws, refuse_failures
+from gr_compile.lowering.torchair import target
+from gr_compile.lowering.torchair.convert import Converter
+from gr_compile.lowering.torchair.request import Converted, Request
+from gr_compile.lowering.torchair.target import AscendLowering, Work, draws, refuse_failures
+from gr_compile.output_folder import writing
 
 aten = torch.ops.aten
 X = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
@@ -73,3 +80,27 @@ def test_wrong_numbers_are_refused(tmp_path, ran):
 def test_a_process_that_says_nothing_of_a_graph(tmp_path):
     with pytest.raises(LowerError, match="ended without a word"):
         refuse_failures([Converted.read(tmp_path)])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_are_said_to_be_compared_in_training_alone(training):
+    item = work(training)
+    found = AscendLowering()._checks([item], [{"largest_difference": 0.0}], [])
+    (ran,) = [text for text in found["checked"] if "run on the CPU" in text]
+    assert ("gradients included" in ran) is training
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_not_blamed_on_out(tmp_path, monkeypatch):
+    def full(self, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Request, "write", full)
+    child = Converter(None, tmp_path / "scratch")
+    with pytest.raises(LowerError, match=r"temporary folder .*scratch cannot be written.*No space.*TMPDIR"), writing(tmp_path / "out"):
+        AscendLowering()._write([work(False).graph], tmp_path / "out", child, None)
+
+
+def test_no_temporary_folder_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *args, **options: os.mkdir(tmp_path / "none" / "there"))
+    with pytest.raises(LowerError, match=r"temporary folder .* cannot be written"), target._temporary_folder():
+        pass

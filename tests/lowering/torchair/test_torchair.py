@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
-from cases import DEFAULT, REPLAYED, SHIPPED, SLOW, Case
+from cases import DEFAULT, MASKED, REPLAYED, SHIPPED, SLOW, Case
 from pbtxt import GeNode, read
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,11 +17,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gr_compile.lower import LowerError
 from gr_compile.lowering.ascendc.attention.call import dtype_name
 from gr_compile.lowering.ascendc.attention.printed import AttentionCall, print_programs
+from gr_compile.lowering.ascendc.lowered import write_operators
 from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
-from gr_compile.lowering.torchair.target import Work, refuse_failures
+from gr_compile.lowering.torchair.target import Work, _types, refuse_failures
 from gr_compile.ops.score_program import ScoreProgram
 
 gr = torch.ops.gr
@@ -82,7 +83,7 @@ class Outcome:
 def outcome(tmp_path_factory, request):
     slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
     cases = (*DEFAULT, *SLOW) if slow else DEFAULT
-    return Outcome((*cases, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
+    return Outcome((*cases, *MASKED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
 
 
 CASES = [
@@ -240,6 +241,20 @@ def test_what_ran_is_eager_torch(outcome, case):
     assert bool([g for g in gradients if g is not None]) == case.training
 
 
+@pytest.mark.parametrize("case", MASKED, ids=str)
+def test_reads_by_masks_take_counts_as_inputs(outcome, case):
+    """Whatever idiom says the places: x[mask], masked_select, nonzero as a tuple; one_hot is written out."""
+    described, graph = outcome.described[str(case)], outcome.graph(case)
+    assert described["largest_difference"] < 1e-5 and not described["fixed"]
+    assert set(described["counts"].values()) == {4, 6} and of_type(graph, "GrTruePlaces")
+    assert not of_type(graph, "NonZero") and not of_type(graph, "MaskedSelect")
+    (note,) = [text for text in described["notes"] if text.startswith("assertions of the model that are left out")]
+    assert int(note.rpartition(" ")[2]) >= 1
+    outputs, _ = torch.load(outcome.scratch / str(case) / "ran.pt")
+    model, batch = case.build()
+    torch.testing.assert_close(outputs[0], model(**batch))
+
+
 # ------------------------------------------------------------------------------------------------- options
 def test_a_graph_to_replay_has_sizes_of_its_inputs_alone(outcome):
     described, item = outcome.described[str(REPLAYED)], outcome.work[str(REPLAYED)]
@@ -248,7 +263,30 @@ def test_a_graph_to_replay_has_sizes_of_its_inputs_alone(outcome):
     assert (outcome.folder / part["file"]).read_text().startswith("graph():")
     assert described["fixed"] == {} and described["largest_difference"] < 1e-5
     (count,) = item.counts
+    calls = outcome.attention(REPLAYED)
+    (node,) = item.request.graph.graph.find_nodes(op="call_function", target=gr.jagged_attention.default)
+    assert [call.call.program.text() for call in calls] == [node.args[-1]]
     assert count == 12  # 7 valid tokens of 12 places, rounded up to the multiple, at most all of them
+
+
+@pytest.mark.parametrize("case", [*DEFAULT[:1], REPLAYED])
+def test_the_project_holds_every_gr_operator_of_the_graphs(outcome, case, tmp_path):
+    """Of GE graphs and of graphs to replay."""
+    one = outcome.converted[str(case)]
+    calls = [call for part in one.parts for call in outcome.attention(case, part.name)]
+    item = outcome.work[str(case)]
+    found = write_operators([(item.request.graph, item.known)], _types([one]), tmp_path, machine("910b1"), calls)
+    held = {name for part in one.parts for name in part.operators}
+    wanted = {name for name, row in OPERATORS.items() if {row.ge_type, str(row.overload)} & held}
+    assert {entry["operator"] for entry in found["kernels"]} == wanted and "gr::pack" in wanted
+    (tokens,) = item.counts
+    packs = [entry["tiling"] for entry in found["kernels"] if entry["operator"] == "gr::pack"]
+    assert packs and all(tiling["tokens"] == tokens for tiling in packs)
+    attention = [entry["tiling"] for entry in found["kernels"] if entry["operator"] == "gr::jagged_attention"]
+    assert attention and all(tiling["q_rows"] == tiling["k_rows"] == tokens for tiling in attention)
+    assert found["folder"] == "operators" and not found["without_kernel"]
+    written = (tmp_path / "operators" / "op_kernel").iterdir()
+    assert {path.name for path in written if path.is_dir()} == {name.replace("::", "_") for name in wanted}
 
 
 def test_a_program_that_fits_is_huaweis_operator(outcome):

@@ -80,6 +80,18 @@ def test_the_dump_of_a_causal_silu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "made"),
+    [("reciprocal", ["Duplicate", "Div"]), ("rsqrt", ["Sqrt", "Duplicate", "Div"])],
+)
+def test_what_is_an_approximation_on_a_device_is_composed(name: str, made: list[str]) -> None:
+    program = _printed(E.unary(name, E.unary("exp", S)))
+    lines = [line.split("(")[0].strip() for line in program.dump().splitlines()[1:]]
+    assert lines[: len(made) + 1] == ["Exp", *made]
+    for kernel in (program, Backward(program.call, wants(program.call))):
+        assert "Rsqrt(" not in kernel.dump() and "Reciprocal(" not in kernel.dump()
+
+
+@pytest.mark.parametrize(
     ("score", "reason"),
     [
         (E.unary("cos", S), "no instruction computes 'cos'"),
