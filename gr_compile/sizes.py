@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,11 @@ def size_expr(size: Any) -> sympy.Expr:
     if isinstance(size, torch.SymInt):
         size = size.node.expr
     return simplified(size) if isinstance(size, sympy.Expr) else sympy.Integer(int(size))
+
+
+def same_sizes(sizes: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Equal as expressions: no guard is made."""
+    return len(sizes) == len(others) and all(size_expr(a) == size_expr(b) for a, b in zip(sizes, others))
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-import gr_compile.lowering.cpu.kernels  # noqa: F401  (registers them)
+import gr_compile.lowering.cpu.kernels
+import gr_compile.lowering.cpu.linear_cross_entropy
+import gr_compile.lowering.cpu.sampled_logits  # noqa: F401  (registers them)
 from gr_compile.lowering.target import Compiled
 
 

@@ -10,6 +10,7 @@ import torch.fx as fx
 from torch._inductor.compile_fx import compile_fx
 
 import gr_compile.lowering.cpu.kernels
+import gr_compile.lowering.cpu.linear_cross_entropy
 import gr_compile.lowering.cpu.lookup
 import gr_compile.lowering.cpu.sampled_logits  # noqa: F401
 from gr_compile.lowering.decompositions import decompositions

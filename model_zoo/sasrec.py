@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gr_compile.model_zoo.retrieval import next_item_loss, state_at
+from gr_compile.model_zoo.retrieval import next_item_loss, sampled_softmax_loss, state_at
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,18 @@ class SASRec(nn.Module):
         states: torch.Tensor = x * valid.unsqueeze(-1)
         return states
 
-    def forward(self, item_ids: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        item_ids: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        negatives: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The loss when `targets` are given, else the scores of the next item.
 
         Args:
             item_ids: [B, N] int64, right padded with 0, N <= max_seq_len.
             targets: [B, N] int64, the item after each place; 0 where there is none.
+            negatives: [B, N, K] int64, the items that each target is told apart from; without them all items.
         Returns:
             Scalar mean cross entropy, or logits [B, V + 1] at the last valid place of each row.
         """
@@ -112,7 +118,10 @@ class SASRec(nn.Module):
         if targets is None:
             last = (item_ids != 0).sum(dim=1) - 1
             return F.linear(state_at(states, last), self.item_embedding.weight)
-        return next_item_loss(F.linear(states, self.item_embedding.weight), targets)
+        if negatives is None:
+            return next_item_loss(F.linear(states, self.item_embedding.weight), targets)
+        candidates = self.item_embedding(torch.cat([targets.unsqueeze(-1), negatives], dim=-1))
+        return sampled_softmax_loss(torch.einsum("bnd,bncd->bnc", states, candidates), targets)
 
     def predict(self, item_ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, V + 1] of the item that follows the last valid place of each row."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gr_compile.model_zoo.retrieval import CosineSimilarity, next_item_loss, state_at
+from gr_compile.model_zoo.retrieval import CosineSimilarity, next_item_loss, sampled_softmax_loss, state_at
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,7 @@ class STU(nn.Module):
         lengths: torch.Tensor,
         num_targets: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
+        negatives: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss when `targets` are given, else the scores of the next item.
 
@@ -193,6 +194,7 @@ class STU(nn.Module):
             lengths: [B] int64, valid places of each row, the prefix and the candidates included.
             num_targets: [B] int64 >= 0, candidates at the end of each row; None is none.
             targets: [B, N] int64, the item after each place; 0 where there is none.
+            negatives: [B, N, K] int64, the items that each target is told apart from; without them all items.
         Returns:
             Scalar mean cross entropy, or logits [B, V + 1] at the last place of each row's history.
         """
@@ -204,7 +206,10 @@ class STU(nn.Module):
         if targets is None:
             scores: torch.Tensor = self.similarity(state_at(states, lengths - num_targets - 1), items)
             return scores
-        return next_item_loss(self.similarity(states, items), targets)
+        if negatives is None:
+            return next_item_loss(self.similarity(states, items), targets)
+        candidates = self.item_embedding(torch.cat([targets.unsqueeze(-1), negatives], dim=-1))
+        return sampled_softmax_loss(self.similarity.of_candidates(states, candidates), targets)
 
     def predict(
         self,

@@ -14,6 +14,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom, Dim, DimensionProvenance
 from gr_compile.analysis.gradients import counts_lookups
+from gr_compile.analysis.looked_up import lookup_behind
 
 aten = torch.ops.aten
 _ASKS_FOR_ROWS = frozenset({aten.roll.default, aten.cummax.default, aten.logsumexp.default})
@@ -31,10 +32,14 @@ class Layout(Enum):
 
 
 class TokenLayout:
-    """Layouts and locality for one pair (batch, sequence) of index spaces."""
+    """Layouts and locality for one pair (batch, sequence) of index spaces.
 
-    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom) -> None:
-        self.dims, self.batch, self.sequence = dims, batch, sequence
+    `sampled`: products of tokens with several looked-up rows of their sequence are local, too: a later pass reads each
+    row where it is multiplied.
+    """
+
+    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom, sampled: bool = False) -> None:
+        self.dims, self.batch, self.sequence, self.sampled = dims, batch, sequence, sampled
 
     def of(self, node: fx.Node) -> Layout:
         """The layout of a tensor node."""
@@ -125,19 +130,29 @@ class TokenLayout:
                 if self.has_place(dim) and label not in kind.out_labels:
                     return False
         layouts = {self.of(operand) for operand, _ in sides}
-        if Layout.SEQUENCE in layouts and not self._one_row_a_sequence(kind):
+        if Layout.SEQUENCE in layouts and not self._one_row_a_sequence(node, kind):
             return False
         return Layout.TOKENS in layouts and layouts <= {Layout.TOKENS, Layout.DENSE, Layout.SEQUENCE}
 
-    def _one_row_a_sequence(self, kind: ops.Contract) -> bool:
-        """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries."""
+    def _one_row_a_sequence(self, node: fx.Node, kind: ops.Contract) -> bool:
+        """A product of tokens with one row of their sequence: a candidate's embedding, but not many queries. Many
+        rows would be copied for each token, unless they are sampled ones."""
         sides = ((kind.left, kind.left_labels), (kind.right, kind.right_labels))
         table = {label: dim for operand, labels in sides for label, dim in zip(labels, self.dims.of(operand)) if dim}
         for operand, labels in sides:
             if self.of(operand) is Layout.SEQUENCE:
                 kept = [label for label in labels if label in kind.out_labels and label in table]
-                return len(kept) == 1 and kind.bias is None
+                many = self.sampled and self._is_sampled(node, kind, operand, labels)
+                return (len(kept) == 1 or many) and kind.bias is None
         return False
+
+    def _is_sampled(self, node: fx.Node, kind: ops.Contract, operand: fx.Node, labels: str) -> bool:
+        """Rows of a table that nobody else reads, multiplied by tokens over all of their features."""
+        lookup = lookup_behind(operand, node)
+        summed = [label for label in labels if label not in kind.out_labels]
+        if lookup is None or len(summed) != 1:
+            return False
+        return self.dims.of(operand)[labels.index(summed[0])] == self.dims.of(lookup)[-1]
 
     def _lookup(self, node: fx.Node, kind: ops.Lookup) -> bool:
         if counts_lookups(node):

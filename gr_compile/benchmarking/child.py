@@ -51,10 +51,12 @@ class Footprint:
     """Bytes above what the process held at its start, libraries loaded and nothing built.
 
     peak: over the whole life of the process, compilation included. steady_peak: over the steps after warm-up.
+    step: what those add to what was resident before them.
     """
 
     peak: int
     steady_peak: int
+    step: int = 0
 
 
 def serve(job: Job, pipe: Connection) -> None:
@@ -113,7 +115,7 @@ class _Contestant:
         steady = self.steady.read()
         peak = max(steady, self.warm_peak)
         base = self.memory.baseline_bytes
-        return Footprint(peak - base, max(0, steady - base))
+        return Footprint(peak - base, max(0, steady - base), max(0, steady - self.steady.baseline_bytes))
 
 
 def _trial(job: Job) -> Trial:

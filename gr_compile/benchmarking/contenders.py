@@ -106,8 +106,14 @@ class WorkloadTrial:
         """Seconds of one step."""
         self.output = torch.empty(0)
         for parameter in self.parameters:
-            parameter.grad = None
+            parameter.grad = self._cleared(parameter)
         return self._inference() if self.mode == "inference" else self._training()
+
+    def _cleared(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Nothing, or zeros in memory that is there already."""
+        if not self.workload.gradients_kept:
+            return None
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
 
     def _inference(self) -> dict[str, float]:
         start = time.perf_counter()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gr_compile.benchmarking.contenders import LABELS
+from gr_compile.benchmarking.settings import PRINCIPALS
 
 COLOURS = {
     "eager": "#9aa5b1",
@@ -51,6 +52,15 @@ def draw_embedding(path: Path, title: str, rows: list[dict[str, Any]], runs: lis
     figure, axes = _figure(2, title, len(groups))
     for axis, part in zip(axes, ("forward", "backward")):
         _bars(axis, groups, _by_contender(runs, order, f"{part}_ms"), f"{part}, ms")
+    _save(figure, path)
+
+
+def draw_loss(path: Path, title: str, rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
+    """Time of a step, and memory above the table and its gradient."""
+    groups = [f"{row['model']}\nV {row['items']:,}" for row in rows]
+    figure, axes = _figure(2, title, len(groups))
+    for axis, unit, label in zip(axes, ("ms", "mb"), ("ms a step", "a step adds to tables and gradients, MiB")):
+        _bars(axis, groups, {name: [row[f"{name}_{unit}"] for row in rows] for name in PRINCIPALS}, label)
     _save(figure, path)
 
 

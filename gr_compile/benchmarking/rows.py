@@ -83,6 +83,28 @@ def _embedding_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
     return found
 
 
+def loss_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a loss: times of the three, and what a step adds to the table, the states and their gradients."""
+    return [_loss_row(case, runs) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def _loss_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
+    sizes, work = case.settings, useful_work(case.settings, case.fill, case.mode)
+    found: dict[str, Any] = {
+        "fill": case.fill, "model": sizes.model, "tokens": work.tokens, "items": sizes.items,
+        "negatives": sizes.negatives if sizes.model == "sampled_softmax" else None,
+    }  # fmt: skip
+    memory: dict[str, float | None] = {}
+    for name in PRINCIPALS:
+        run = find(runs, name)
+        found[f"{name}_ms"] = _milliseconds(run.median())
+        memory[name] = found[f"{name}_mb"] = None if run.footprint is None else run.footprint.step / MEBIBYTE
+    found["speedup_vs_torch_compile"] = ratio(found["torch_compile_ms"], found["gr_compile_ms"])
+    for name in ("eager", "torch_compile"):
+        found[f"memory_vs_{name}"] = ratio(memory["gr_compile"], memory[name])
+    return found
+
+
 def turbogr_rows(measured: Measured) -> list[dict[str, Any]]:
     """One a model: gr_compile's step, its utilisation and its memory."""
     return [_turbogr_row(case, runs, measured.peak_flops) for case, runs in zip(measured.cases, measured.runs)]

@@ -12,7 +12,7 @@ from gr_compile.model_zoo.turbogr import PUBLISHED, turbogr_config
 
 Mode = Literal["inference", "training"]
 MODES: tuple[Mode, ...] = ("inference", "training")
-MODELS = ("hstu", "fuxi", "stu", "sasrec", "lookup")
+MODELS = ("hstu", "fuxi", "stu", "sasrec", "lookup", "sampled_softmax", "full_softmax")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTENDERS = ("eager", "torch_compile", "gr_compile", "flex_attention", "nested", "rectools")
 PRINCIPALS = ("eager", "torch_compile", "gr_compile")
@@ -20,9 +20,9 @@ PRINCIPALS = ("eager", "torch_compile", "gr_compile")
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """Sizes are B, N, D, H, dqk = dv and V; `fills` are shares of valid places; `repeats` are rounds in which
-    every contender has its turn. `memory_limit` (GiB) is the most that one process may allocate; None is what
-    the machine has available when the process starts."""
+    """Sizes are B, N, D, H, dqk = dv and V; `negatives` are those of a token in a sampled loss; `fills` are shares of
+    valid places; `repeats` are rounds in which every contender has its turn. `memory_limit` (GiB) is the most that one
+    process may allocate; None is what the machine has available when the process starts."""
 
     model: str = "hstu"
     dtype: str = "float32"
@@ -34,6 +34,7 @@ class BenchSettings:
     head_dim: int = 64
     num_layers: int = 2
     items: int = 1000
+    negatives: int = 128
     fills: tuple[float, ...] = (0.15, 0.5, 1.0)
     modes: tuple[Mode, ...] = MODES
     repeats: int = 5
@@ -47,7 +48,7 @@ class BenchSettings:
         for name in self.contenders:
             _one_of("contender", name, CONTENDERS)
         for field in ("threads", "batch_size", "max_seq_len", "embedding_dim", "num_heads", "head_dim",
-                      "num_layers", "items", "repeats"):  # fmt: skip
+                      "num_layers", "items", "negatives", "repeats"):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
         for fill in self.fills:
@@ -105,6 +106,22 @@ def turbogr_settings(settings: BenchSettings, quick: bool) -> list[BenchSettings
     if not quick:
         return found
     return [replace(one, num_layers=2, max_seq_len=one.max_seq_len // 16) for one in found]
+
+
+# The loss alone, of about 8000 full places: sampled from a million items, and over all of 50,000.
+LOSS = BenchSettings(
+    "sampled_softmax", batch_size=8, fills=(1.0,), modes=("training",), contenders=PRINCIPALS, items=1_000_000
+)
+_LOSS_ITEMS = {"sampled_softmax": (1_000_000, 20_000), "full_softmax": (50_000, 5_000)}
+
+
+def loss_settings(settings: BenchSettings, quick: bool, own_items: bool) -> list[BenchSettings]:
+    """Both losses, each with a catalogue of its own unless one was given; `quick`: fewer items, places, negatives."""
+    found = []
+    for model, items in _LOSS_ITEMS.items():
+        one = replace(settings, model=model) if own_items else replace(settings, model=model, items=items[quick])
+        found.append(replace(one, batch_size=1, negatives=min(one.negatives, 16)) if quick else one)
+    return found
 
 
 # A million ids, half of them padding.

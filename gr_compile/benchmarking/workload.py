@@ -9,6 +9,7 @@ from torch import nn
 
 from gr_compile.benchmarking.flops import forward_flops, recomputed_flops, step_flops
 from gr_compile.benchmarking.lengths import lengths_for, sequences_for
+from gr_compile.benchmarking.losses import FullSoftmax, SampledSoftmax
 from gr_compile.benchmarking.model_cost import Config, cost_of
 from gr_compile.benchmarking.settings import BenchSettings, Mode
 from gr_compile.model_zoo import STU, FuXiConfig, HSTUConfig, SASRec, SASRecConfig, STUConfig
@@ -17,11 +18,15 @@ from gr_compile.model_zoo.turbogr import model_of
 
 @dataclass(frozen=True)
 class Workload:
-    """`module(*arguments)` is inference, `module(*arguments, **training_arguments)` gives the loss."""
+    """`module(*arguments)` is inference, `module(*arguments, **training_arguments)` gives the loss.
+
+    gradients_kept: parameters have gradients before a step, which adds to them; otherwise a step makes them.
+    """
 
     module: nn.Module
     arguments: tuple[torch.Tensor, ...]
     training_arguments: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients_kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,25 @@ def build(settings: BenchSettings, fill: float, mode: Mode) -> Workload:
         workload = Workload(STU(config), (batch.item_ids, batch.timestamps, batch.lengths), targets)
     elif isinstance(config, SASRecConfig):
         workload = Workload(SASRec(config), (batch.item_ids,), targets)
-    else:
+    elif settings.model == "lookup":
         workload = Workload(Lookup(settings.items, settings.embedding_dim), (batch.item_ids,))
+    else:
+        workload = _loss(settings, batch.targets)
     workload.module.to(settings.torch_dtype).train(mode == "training")
     return workload
 
 
+def _loss(settings: BenchSettings, targets: torch.Tensor) -> Workload:
+    """Negatives are drawn evenly from all items."""
+    sizes = (settings.items, settings.embedding_dim, settings.batch_size, settings.max_seq_len)
+    if settings.model == "full_softmax":
+        return Workload(FullSoftmax(*sizes), (targets,), gradients_kept=True)
+    negatives = torch.randint(1, settings.items + 1, (*targets.shape, settings.negatives))
+    return Workload(SampledSoftmax(*sizes), (targets, negatives), gradients_kept=True)
+
+
 def config_of(settings: BenchSettings) -> Config | None:
-    """The zoo's configuration of these sizes, without dropout; None for the lookup."""
+    """The zoo's configuration of these sizes, without dropout; None for what is no model."""
     sizes = (settings.items, settings.max_seq_len, settings.embedding_dim, settings.num_layers)
     heads, width = settings.num_heads, settings.head_dim
     if settings.model == "hstu":

@@ -8,6 +8,8 @@ gemm_gflops, peak_mb, padded_peak_mb}; of `memory`: {fill, mode, max_seq_len, ba
 padded_peak_mb, ratio, steady_peak_mb, padded_steady_peak_mb, steady_ratio}; of `embedding`: {fill, ids,
 valid_ids, embedding_dim, items, <contender>_forward_ms, <contender>_backward_ms,
 forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile; of
+`loss`: {fill, model, tokens, items, negatives (null: all items), <contender>_ms, <contender>_mb (what a step adds to
+the table, the states and their gradients), speedup_vs_torch_compile, memory_vs_eager, memory_vs_torch_compile}; of
 `turbogr`: {fill, mode, model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops,
 peak_mb, steady_peak_mb}.
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from gr_compile.benchmarking.benchmark import Case, Measured
     from gr_compile.benchmarking.settings import BenchSettings
 
-WHAT = ("speed", "memory", "embedding", "turbogr")
+WHAT = ("speed", "memory", "embedding", "loss", "turbogr")
 PICTURES = (".png", ".svg", ".pdf")
 SIZES = "Sizes (defaults: those of the benchmark)"
 
@@ -44,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="speed, memory, embedding or turbogr.")] = "speed",
+    what: Annotated[str, typer.Argument(help="speed, memory, embedding, loss or turbogr.")] = "speed",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: under 3 minutes on 2 cores.")] = False,
     model: Annotated[
         str | None,
@@ -59,6 +61,7 @@ def bench(
     head_dim: Annotated[int | None, typer.Option(help="dqk = dv.", rich_help_panel=SIZES)] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers.", rich_help_panel=SIZES)] = None,
     items: Annotated[int | None, typer.Option(help="V, the catalogue.", rich_help_panel=SIZES)] = None,
+    negatives: Annotated[int | None, typer.Option(help="R, of a token: loss.", rich_help_panel=SIZES)] = None,
     fills: Annotated[str | None, typer.Option(help="Shares of valid places, such as 0.15,0.5,1.")] = None,
     modes: Annotated[str | None, typer.Option(help="inference, training, or both by a comma.")] = None,
     contenders: Annotated[
@@ -85,6 +88,7 @@ def bench(
     **memory**: peak memory of one long layer against padded eager.
     **turbogr**: one training step of one full sequence for each of TurboGR's four models, by gr_compile alone.
     **embedding**: lookup of a million ids, half of them padding, forward and backward.
+    **loss**: forward and backward of a sampled softmax, and of one over all items: times, memory.
 
     Every contender has a process of its own; they take turns, and medians are shown. Compilation is not part
     of the times and is shown apart. FlexAttention and nested tensors take part where they can express the
@@ -95,7 +99,7 @@ def bench(
     if what not in WHAT:
         raise CommandError(f"bench {what}: there are {', '.join(WHAT)}")
     settings = preset(what, quick)
-    if what in ("embedding", "turbogr") and model is not None:
+    if what in ("embedding", "loss", "turbogr") and model is not None:
         raise CommandError(f"bench {what} has no --model")
     own = (max_seq_len, embedding_dim, num_heads, head_dim, num_layers, fills, modes)
     if what == "turbogr" and any(given is not None for given in own):
@@ -110,6 +114,7 @@ def bench(
         "head_dim": head_dim,
         "num_layers": num_layers,
         "items": items,
+        "negatives": negatives,
         "fills": None if fills is None else numbers("--fills", fills),
         "modes": None if modes is None else checked_modes(modes),
         "contenders": None if contenders is None else names(contenders),
@@ -121,7 +126,8 @@ def bench(
     )
     output = Output()
     start = time.perf_counter()
-    measured = run(what, settings, quick, max_seq_len is not None, fetch_rectools, output)
+    own_size = items is not None if what == "loss" else max_seq_len is not None
+    measured = run(what, settings, quick, own_size, fetch_rectools, output)
     payload = make_payload(what, settings, measured, time.perf_counter() - start)
     show(output, payload)
     write_json(json_file, "bench", payload)
@@ -131,9 +137,10 @@ def bench(
 
 def preset(what: str, quick: bool) -> BenchSettings:
     """The sizes that a benchmark has unless told otherwise."""
-    from gr_compile.benchmarking.settings import EMBEDDING, MEMORY, SPEED, TURBOGR
+    from gr_compile.benchmarking.settings import EMBEDDING, LOSS, MEMORY, SPEED, TURBOGR
 
-    return {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick], "turbogr": TURBOGR}[what]
+    presets = {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick], "loss": LOSS, "turbogr": TURBOGR}
+    return presets[what]
 
 
 def named(settings: BenchSettings, model: str) -> BenchSettings:
@@ -143,15 +150,17 @@ def named(settings: BenchSettings, model: str) -> BenchSettings:
     return with_model(settings, model)
 
 
-def cases(what: str, settings: BenchSettings, quick: bool, own_length: bool) -> list[Case]:
-    """Fills and modes; `memory` has a length of its own for each mode, unless one was given."""
+def cases(what: str, settings: BenchSettings, quick: bool, own_size: bool) -> list[Case]:
+    """Fills and modes; `memory` has a length of its own for each mode, and `loss` a catalogue for each loss, unless
+    one was given (`own_size`)."""
     from gr_compile.benchmarking.benchmark import cases_of
-    from gr_compile.benchmarking.settings import MEMORY_LENGTHS, turbogr_settings
+    from gr_compile.benchmarking.settings import MEMORY_LENGTHS, loss_settings, turbogr_settings
 
-    if what == "turbogr":
-        return [case for one in turbogr_settings(settings, quick) for case in cases_of(one)]
+    if what in ("loss", "turbogr"):
+        several = turbogr_settings(settings, quick) if what == "turbogr" else loss_settings(settings, quick, own_size)
+        return [case for one in several for case in cases_of(one)]
     found = cases_of(settings)
-    if what != "memory" or own_length:
+    if what != "memory" or own_size:
         return found
     lengths = MEMORY_LENGTHS[quick]
     return [
@@ -160,7 +169,7 @@ def cases(what: str, settings: BenchSettings, quick: bool, own_length: bool) -> 
 
 
 def run(
-    what: str, settings: BenchSettings, quick: bool, own_length: bool, fetch: bool, output: Output
+    what: str, settings: BenchSettings, quick: bool, own_size: bool, fetch: bool, output: Output
 ) -> Measured:
     """Measures everything, with progress."""
     from gr_compile.benchmarking import rectools_hstu
@@ -175,7 +184,7 @@ def run(
                 rectools_hstu.fetch(peers)
             except rectools_hstu.PeerError as error:
                 progress.message(str(error))
-        todo = cases(what, settings, quick, own_length)
+        todo = cases(what, settings, quick, own_size)
         return measure(todo, progress, peers, together=what != "memory", with_peak=what in ("speed", "turbogr"))
 
 
@@ -185,7 +194,7 @@ def make_payload(what: str, settings: BenchSettings, measured: Measured, seconds
     from gr_compile.benchmarking.flops import DEFINITION
 
     rows_of = {"speed": rows.speed_rows, "memory": rows.memory_rows, "embedding": rows.embedding_rows,
-               "turbogr": rows.turbogr_rows}  # fmt: skip
+               "loss": rows.loss_rows, "turbogr": rows.turbogr_rows}  # fmt: skip
     return {
         "what": what,
         "settings": asdict(settings),
@@ -205,7 +214,7 @@ def draw(path: Path | None, payload: dict[str, Any]) -> None:
     from gr_compile.benchmarking import picture
 
     draws = {"speed": picture.draw_speed, "memory": picture.draw_memory, "embedding": picture.draw_embedding,
-             "turbogr": picture.draw_turbogr}  # fmt: skip
+             "loss": picture.draw_loss, "turbogr": picture.draw_turbogr}  # fmt: skip
     draws[payload["what"]](path, title_of(payload), payload["rows"], payload["runs"])
 
 

@@ -44,6 +44,11 @@ def title_of(payload: dict[str, Any]) -> str:
     if payload["what"] == "turbogr":
         processor = payload["machine"]["processor"]
         return f"turbogr: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}; {processor}"
+    if payload["what"] == "loss":
+        return (
+            f"loss: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}, N={sizes['max_seq_len']}, "
+            f"D={sizes['embedding_dim']}; {payload['machine']['processor']}"
+        )
     return (
         f"{payload['what']}: {sizes['model']}, {sizes['dtype']}, {sizes['threads']} threads, "
         f"B={sizes['batch_size']}, N={'/'.join(lengths_of(payload))}, D={sizes['embedding_dim']}, "

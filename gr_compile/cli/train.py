@@ -74,6 +74,9 @@ def train(
     clip_norm: Annotated[
         float, typer.Option(help="Largest gradient norm; 0 is none.", rich_help_panel=TRAINING)
     ] = 1.0,
+    negatives: Annotated[
+        int, typer.Option(help="Sampled softmax with so many a target; 0: all items.", rich_help_panel=TRAINING)
+    ] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast.", rich_help_panel=TRAINING)] = False,
     seed: SeedOption = 0,
     deterministic: Annotated[
@@ -124,6 +127,7 @@ def train(
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
+            negatives=negatives,
             seed=seed,
             deterministic=deterministic,
             bf16=bf16,

@@ -3,10 +3,28 @@
 Importing this package registers them; call them as `torch.ops.gr.pack(...)`, and so on.
 """
 
-from gr_compile.ops import dropout_share, jagged_attention, lookup, norms, pack, places, sampled_logits, silu_split
+from gr_compile.ops import (
+    dropout_share,
+    jagged_attention,
+    linear_cross_entropy,
+    lookup,
+    norms,
+    pack,
+    places,
+    sampled_logits,
+    silu_split,
+)
 from gr_compile.ops.score_program import ScoreProgram
 
 __all__ = [
-    "ScoreProgram", "dropout_share", "jagged_attention", "lookup", "norms", "pack", "places", "sampled_logits",
+    "ScoreProgram",
+    "dropout_share",
+    "jagged_attention",
+    "linear_cross_entropy",
+    "lookup",
+    "norms",
+    "pack",
+    "places",
+    "sampled_logits",
     "silu_split",
-]  # fmt: skip
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensor
@@ -20,6 +22,7 @@ def goes_into_leaf(operand: Tensor) -> bool:
     if not operand.requires_grad:
         return False
     if isinstance(operand, FunctionalTensor):
-        node = operand.grad_fn
-        return isinstance(node, torch._C._functions.Error) and not node.next_functions
+        node, functions = operand.grad_fn, torch._C._functions
+        error: Any = functions.Error  # type: ignore[attr-defined]
+        return isinstance(node, error) and not node.next_functions
     return operand.is_leaf

@@ -190,7 +190,8 @@ def _before_normalizing(grad: Tensor, rows: Tensor, eps: float) -> Tensor:
     scale = norm.clamp_min(eps)
     unit = rows / scale
     flows = (norm >= eps) & (norm > 0)
-    return torch.where(flows, grad - unit * (unit * grad).sum(-1, keepdim=True), grad) / scale
+    across = grad - unit * (unit * grad).sum(-1, keepdim=True)
+    return torch.where(flows, across, grad).div(scale)
 
 
 sampled_logits = define_operator(

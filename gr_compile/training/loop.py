@@ -233,8 +233,9 @@ class Trainer:
 
     def _batches(self, split: Split, shuffle: bool = False) -> SequenceBatches:
         settings = self.settings
+        negatives = settings.negatives if split == "train" else 0
         return SequenceBatches(
-            self.data, split, settings.max_seq_len, settings.batch_size, shuffle, settings.seed
+            self.data, split, settings.max_seq_len, settings.batch_size, shuffle, settings.seed, negatives
         )
 
     def _mode(self, training: bool) -> None:

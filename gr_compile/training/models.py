@@ -53,8 +53,11 @@ class ModelCase:
     cost: ModelCost
 
     def loss(self, run: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
-        """Mean cross entropy over the batch's targets, computed by `run` (the module or a compiled one)."""
-        return run(*self.arguments(batch), targets=batch.targets)
+        """Mean cross entropy over the batch's targets, computed by `run` (the module or a compiled one).
+
+        Over all items, or over the target and the batch's negatives where it has any."""
+        sampled = {} if batch.negatives is None else {"negatives": batch.negatives}
+        return run(*self.arguments(batch), targets=batch.targets, **sampled)
 
     def scores(self, run: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """Logits [B, V + 1] at the last valid place of each row."""

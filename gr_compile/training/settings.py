@@ -10,7 +10,8 @@ class TrainSettings:
     """The settings of a run.
 
     batch_size counts sequences in one forward; `accumulate` of them make an optimizer step, each weighted by
-    its number of targets, so that the step is that of one large batch. `max_seq_len` is N. `bf16` runs the
+    its number of targets, so that the step is that of one large batch. `max_seq_len` is N. `negatives` are the items
+    that each target is told apart from in training (0: all). `bf16` runs the
     forward under autocast. `deterministic` makes torch refuse operators without a deterministic form.
     `filter_history` ranks only items that the user has not met, as Meta's evaluation does. `max_steps` stops
     a run early (0: never). `checkpoint_every` counts optimizer steps (0: at the end of each epoch alone).
@@ -31,6 +32,7 @@ class TrainSettings:
     max_steps: int = 0
     checkpoint_every: int = 0
     top_k: int = 10
+    negatives: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -42,5 +44,5 @@ class TrainSettings:
             raise ValueError(f"max_seq_len must be at least 2, not {self.max_seq_len}")
         if self.learning_rate <= 0 or self.weight_decay < 0 or self.clip_norm < 0:
             raise ValueError("learning_rate must be positive, weight_decay and clip_norm not negative")
-        if self.max_steps < 0 or self.checkpoint_every < 0:
-            raise ValueError("max_steps and checkpoint_every must not be negative")
+        if min(self.max_steps, self.checkpoint_every, self.negatives) < 0:
+            raise ValueError("max_steps, checkpoint_every and negatives must not be negative")

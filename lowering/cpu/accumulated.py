@@ -4,10 +4,10 @@
     here:   new = table.grad;  table.grad = None;  new[ids] += ...;  autograd: table.grad = new, which is not copied
 
 Sums are the same: whatever else autograd sums for the table, before or after, it adds to `new`. What could make a
-difference leaves the usual way (`take_gradient`), but two things. Between the two lines the table has no gradient, so
-that a hook of something else that reads `table.grad` in the middle of a backward finds None. And where a backward fails
-between them what was accumulated is gone, and a warning says so; elsewhere it would be there with a part of the failed
-backward in other parameters, and of no use either.
+difference leaves the usual way (`take_gradient`), but two things. Until autograd has all that it sums for the table,
+the table has no gradient, so that a hook of something else that reads `table.grad` in the middle of a backward finds
+None. And where a backward fails in that time, what was accumulated is gone, and a warning says so; the usual way would
+keep it, beside gradients of other parameters that hold a part of the failed backward.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ def take_gradient(table: Tensor) -> Tensor | None:
     if not _will_accumulate(table):
         return None
     grad, table.grad = table.grad, None
-    Variable._execution_engine.queue_callback(_End(table))  # type: ignore[attr-defined]
+    Variable._execution_engine.queue_callback(_End(table))
     return grad
 
 
@@ -74,12 +76,13 @@ def _is_plain(table: Tensor) -> bool:
     grad = table.grad
     if type(grad) is not Tensor or grad.layout != torch.strided or grad.requires_grad or grad._is_view():
         return False
-    alike = (grad.dtype, grad.device, grad.shape) == (table.dtype, table.device, table.shape)
-    return alike and grad.is_contiguous() and not grad.is_shared()
+    if (grad.dtype, grad.device, grad.shape) != (table.dtype, table.device, table.shape):
+        return False
+    return grad.is_contiguous() and not grad.is_shared()  # type: ignore[no-untyped-call]
 
 
 def _is_watched(table: Tensor) -> bool:
-    hooks: Any = (table._backward_hooks, table._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
+    hooks: Any = (table._backward_hooks, table._post_accumulate_grad_hooks)
     if any(hooks) or torch.is_anomaly_enabled() or compiled_autograd.in_compiled_autograd_region:
         return True
     return _is_in_a_backward_elsewhere()
@@ -87,23 +90,26 @@ def _is_watched(table: Tensor) -> bool:
 
 def _is_in_a_backward_elsewhere() -> bool:
     engine = torch.autograd.graph._engine_run_backward.__code__
-    here = threading.get_ident()
-    for thread, frame in sys._current_frames().items():
-        while thread != here and frame is not None:
-            if frame.f_code is engine:
-                return True
-            frame = frame.f_back  # type: ignore[assignment]
-    return False
+    frames = sys._current_frames()
+    frames.pop(threading.get_ident(), None)  # one's own frame in its own variable would be held by a cycle, and hold
+    return any(engine in _codes(frame) for frame in frames.values())
 
 
-def _holders(table: Tensor) -> tuple[int, int, int]:
-    """How often the gradient is held as a Python object, as a tensor of C++, and by its memory."""
+def _codes(frame: FrameType | None) -> Iterator[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+def _holders(table: Tensor) -> tuple[int, ...]:
+    """How often the gradient and its memory are held, each as a Python object and in C++."""
     grad: Any = table.grad
-    memory = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
-    return sys.getrefcount(grad), grad._use_count(), memory
+    memory = grad.untyped_storage()
+    in_cpp = torch._C._storage_Use_Count(memory._cdata)
+    return sys.getrefcount(grad), grad._use_count(), sys.getrefcount(memory), in_cpp
 
 
-def _holders_of_a_fresh_gradient() -> tuple[int, int, int]:
+def _holders_of_a_fresh_gradient() -> tuple[int, ...]:
     """The same where nobody else holds it: what counts as a holder is Python's and torch's matter."""
     table = torch.zeros(1, requires_grad=True)
     table.grad = torch.zeros(1)

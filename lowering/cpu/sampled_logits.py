@@ -18,7 +18,7 @@ from gr_compile.lowering.cpu.call import whole_rows
 from gr_compile.lowering.cpu.kernels import enabled, entry
 from gr_compile.lowering.cpu.lanes import ELEMENT
 from gr_compile.lowering.cpu.source import registered, runtime
-from gr_compile.lowering.cpu.zeroed import zeros
+from gr_compile.lowering.cpu.zeroed import zero_rows
 from gr_compile.ops.registry import LIBRARY
 from gr_compile.ops.sampled_logits import (
     check_gradient,
@@ -108,10 +108,15 @@ class _Call:
     def table_gradient(self, into_leaf: bool) -> Tensor:
         """What the gradient of the table is written to: what it has accumulated, or zeros."""
         taken = take_gradient(self.table) if into_leaf else None
-        made = zeros(self.table.shape, self.table.dtype) if taken is None else taken
+        made = zero_rows(self.table.shape[0], self.table.shape[1], self.table.dtype) if taken is None else taken
         self.arguments.adds = taken is not None
         self.point("grad_table", made)
         return made
+
+    def give_back(self, grad_table: Tensor) -> None:
+        """Undo `table_gradient` where nothing was written."""
+        if self.arguments.adds:
+            self.table.grad = grad_table
 
     def run(self, function: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]
         """Write the results. MemoryError, IndexError: nothing is written."""
@@ -165,7 +170,11 @@ def sampled_logits_backward(
     call.gradient(grad)
     grad_query = call.made("grad_query", call.query.shape[1]) if need_query else query.new_empty(0)
     grad_table = call.table_gradient(into_leaf) if need_table else table.new_empty(0)
-    call.run(found)
+    try:
+        call.run(found)
+    except (IndexError, MemoryError):
+        call.give_back(grad_table)
+        raise
     features = slice(query.shape[1]) if need_query else slice(None)
     return grad_query[..., features].to(query.dtype).contiguous(), grad_table
 

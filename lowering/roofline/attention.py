@@ -3,17 +3,22 @@
 Cube FLOPs of a pair and a head: 2 dqk for the scores, where the program reads q . k, and 2 dv for P v; the backward
 computes the scores again (2 dqk), and has 2 dv each for dP and dV and 2 dqk each for dQ and dK. Vector operations are
 the nodes of the score program, and of its derivatives, that a pair needs; those in which no head differs are done once
-for all heads.
+for all heads. Seconds are those of the tiling that lowering/ascendc chooses, with its costs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.fx as fx
 
 from gr_compile.analysis.expr import Expr, index
+from gr_compile.lowering.ascendc.attention.printed import AttentionCall, call_of
+from gr_compile.lowering.ascendc.machine import Machine
+from gr_compile.lowering.ascendc.tiling import DoesNotFit, Tiling, solve
+from gr_compile.lowering.cpu.lanes import Unsupported
 from gr_compile.lowering.cpu.stages import stages, wanted_leaves
 from gr_compile.ops.attention_blocks import INDICES
 from gr_compile.ops.evaluate import evaluate, reads_block, schedule
@@ -22,15 +27,34 @@ from gr_compile.ops.score_program import ScoreProgram
 _FORWARD = torch.ops.gr.jagged_attention.default
 
 
+@dataclass(frozen=True)
+class Tiled:
+    """What the cheapest tiling gives by tiling.py's costs: seconds, and the unit that they are spent on."""
+
+    seconds: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A forward or a backward: cube FLOPs and vector operations, and `tiled`, where there is a kernel that fits."""
+
+    label: str
+    flops: float
+    vector: float
+    tiled: Tiled | None
+
+
 class AttentionWork:
-    """Attention over sequences of given lengths; each program is looked at once."""
+    """Attention over sequences of given lengths, by kernels for a machine; each program is looked at once."""
 
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
+    def __init__(self, lengths: list[int], machine: Machine) -> None:
+        self.lengths, self.machine = lengths, machine
         self._pairs: dict[tuple[Expr | None, Expr | None], int] = {}
+        self._tilings: dict[AttentionCall, Tiling | None] = {}
 
-    def of(self, node: fx.Node) -> tuple[str, float, float]:
-        """(label, cube FLOPs, vector operations) of a forward or a backward."""
+    def of(self, node: fx.Node) -> Attention:
+        """What a call has to do."""
         backward = node.target is not _FORWARD
         operands: list[Any] = list(node.args[1:] if backward else node.args)
         q, v, leaves, heads = operands[0], operands[2], operands[3], int(operands[8])
@@ -44,7 +68,27 @@ class AttentionWork:
         width = self._width(scores, values, backward, bool(wanted))
         shared, by_head = vector_operations(program, wanted)
         label = ("scores, " if scores else "no scores, ") + f"{len(leaves)} leaves"
-        return label, 2.0 * pairs * heads * width, float(pairs * (shared + heads * by_head))
+        operations = float(pairs * (shared + heads * by_head))
+        tiling = self._tiling(call_of(node, {}))
+        if tiling is None:
+            return Attention(label, 2.0 * pairs * heads * width, operations, None)
+        label += f", {tiling.rows} x {tiling.columns}"
+        return Attention(label, 2.0 * pairs * heads * width, operations, self._tiled(tiling, pairs * heads))
+
+    def _tiling(self, call: AttentionCall) -> Tiling | None:
+        """The cheapest one; None where there is no kernel, or it does not fit."""
+        if call not in self._tilings:
+            try:
+                self._tilings[call] = solve(call.printer().demand(), self.machine)
+            except (Unsupported, DoesNotFit):
+                self._tilings[call] = None
+        return self._tilings[call]
+
+    def _tiled(self, tiling: Tiling, pairs: int) -> Tiled:
+        """Of pairs of all heads inside the key intervals; cube cores go over tiles side by side."""
+        tiles = pairs / (tiling.rows * tiling.columns * tiling.needed)
+        seconds = tiles * tiling.cycles / (self.machine.cube_cores * self.machine.megahertz * 1e6)
+        return Tiled(seconds, tiling.bound.removeprefix("the ").removesuffix(" unit"))
 
     @staticmethod
     def _width(scores: int, values: int, backward: bool, slopes: bool) -> int:

@@ -1,7 +1,8 @@
 """Seconds and bytes of a training step by operator: a roofline. It is an estimate; nothing here was measured.
 
     product     max(FLOPs / (peak * product), bytes / (bandwidth * memory))
-    attention   max(FLOPs / (peak * attention), operations / (vector peak * vector), bytes / (bandwidth * memory))
+    attention   the time of the tiling that is chosen for its program (lowering/ascendc/tiling.py); without a kernel
+                max(FLOPs / (peak * attention), operations / (vector peak * vector), bytes / (bandwidth * memory))
     the rest    max(operations / (vector peak * vector), bytes / (bandwidth * memory))
     each kernel + launch;   the step / (1 - exposed)
 
@@ -28,8 +29,8 @@ STATE_BYTES = 16  # weight and gradient in float16, weight and two moments in fl
 class Efficiency:
     """Shares of a machine's peaks that kernels reach. One set for all models, assumed, and fitted to no row.
 
-    All but the last are assumptions. product: of large matrix products. attention: the least that the kernels' schedule
-    is to reach. vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits
+    All but the last are assumptions. product: of large matrix products. attention: where no kernel is printed for it.
+    vector, memory: of long runs. launch: seconds between two kernels. exposed: share of a step that waits
     for others or for communication; TurboGR publishes 94.3 % of compute.
     """
 
@@ -75,7 +76,7 @@ def estimate(
     Args:
         weights: numbers in the dense weights. table_rows: rows of item tables that a step touches, of `width` numbers.
     """
-    steps = [steps_of(graph.graph, lengths) for graph in graphs]
+    steps = [steps_of(graph.graph, lengths, machine) for graph in graphs]
     rows: list[Row] = []
     for part, found in zip(("forward", "backward"), steps):
         rows += _rows(part, found, machine, efficiency)
@@ -101,13 +102,15 @@ def _rows(part: str, steps: Sequence[Step], machine: Machine, efficiency: Effici
 def _row(part: str, same: Sequence[Step], machine: Machine, efficiency: Efficiency) -> Row:
     limits = [_limits(step, machine, efficiency) for step in same]
     seconds = sum(max(limit.values()) for limit in limits) + efficiency.launch * len(same)
-    bound = max(limits[0], key=lambda name: sum(limit[name] for limit in limits))
+    bound = max(limits[0], key=lambda name: sum(limit.get(name, 0.0) for limit in limits))
     flops, moved = sum(step.flops for step in same), sum(step.bytes for step in same)
     return Row(part, same[0].kind, same[0].label, len(same), flops, moved, seconds, bound)
 
 
 def _limits(step: Step, machine: Machine, efficiency: Efficiency) -> dict[str, float]:
     """Seconds that each unit needs by itself."""
+    if step.tiled is not None:
+        return {step.tiled.bound: step.tiled.seconds}
     cube = efficiency.attention if step.kind == "attention" else efficiency.product
     operations = machine.vector_cores * machine.vector_width / 4 * machine.megahertz * 1e6
     return {

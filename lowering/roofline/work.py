@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from gr_compile.lowering.roofline.attention import AttentionWork
+from gr_compile.lowering.ascendc.machine import Machine
+from gr_compile.lowering.roofline.attention import AttentionWork, Tiled
 
 aten, gr = torch.ops.aten, torch.ops.gr
 _VIEWS = {
@@ -37,7 +38,8 @@ _ATTENTION = {gr.jagged_attention, gr.jagged_attention_backward}
 
 @dataclass
 class Step:
-    """One kernel. flops: of the cube cores; vector: operations on single numbers; writes: nodes put into memory."""
+    """One kernel. flops: of the cube cores; vector: operations on single numbers; writes: nodes put into memory; tiled:
+    the time that its tiling gives, for attention."""
 
     kind: str
     label: str
@@ -45,20 +47,21 @@ class Step:
     vector: float = 0.0
     bytes: float = 0.0
     writes: list[fx.Node] = field(default_factory=list)
+    tiled: Tiled | None = None
 
 
-def steps_of(graph: fx.Graph, lengths: list[int]) -> list[Step]:
+def steps_of(graph: fx.Graph, lengths: list[int], machine: Machine) -> list[Step]:
     """The steps of a graph whose attention runs over sequences of these lengths."""
     groups = _Groups(graph)
-    attention = AttentionWork(lengths)
+    attention = AttentionWork(lengths, machine)
     made = []
     for node in graph.nodes:
         packet = packet_of(node)
         if packet in _PRODUCTS:
             made.append(_product(node))
         elif packet in _ATTENTION:
-            label, flops, vector = attention.of(node)
-            made.append(Step("attention", label, flops, vector, _moved(node), results_of(node)))
+            x = attention.of(node)
+            made.append(Step("attention", x.label, x.flops, x.vector, _moved(node), results_of(node), x.tiled))
         elif packet in _LOOKUPS:
             made.append(_lookup(node))
     return made + [fused(group) for group in groups.found()]

@@ -15,6 +15,7 @@ from gr_compile.analysis.dims import Atom
 from gr_compile.analysis.layout import Layout, TokenLayout
 from gr_compile.editor import GraphEditor
 from gr_compile.passes.ragged import PackedIndex
+from gr_compile.sizes import same_sizes
 
 aten = torch.ops.aten
 
@@ -151,7 +152,7 @@ class Packer:
             elif first or own >= 0:
                 sizes.append(1)
         expected = (["T"] if first else []) + [self.size_of(operand, p, d) for p, d in kept.items()]
-        if sizes == expected:
+        if _equal(sizes, expected):
             return value
         if first:
             sizes[0] = -1
@@ -183,7 +184,7 @@ class Packer:
 
     def _reshape(self, node: fx.Node, kind: ops.Reshape) -> fx.Node:
         source, shape = self.packed(kind.source), self._shape(node)
-        if shape == self._shape(kind.source):
+        if _equal(shape, self._shape(kind.source)):
             return source
         made: fx.Node = self.editor.call(aten.reshape.default, source, [-1, *shape] if 0 not in shape else shape)
         return made
@@ -316,6 +317,14 @@ class Packer:
         assert isinstance(kind, ops.Items)
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
         return self.editor.again(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})
+
+
+def _equal(sizes: list[Any], others: list[Any]) -> bool:
+    """Equal as expressions: one size may be computed by several nodes."""
+
+    tokens = [k for k, size in enumerate(sizes) if size == "T"]
+    known = [[x.meta["val"] if isinstance(x, fx.Node) else x for x in each if x != "T"] for each in (sizes, others)]
+    return tokens == [k for k, size in enumerate(others) if size == "T"] and same_sizes(*known)
 
 
 def _order(atoms: list[Atom], first: list[Atom]) -> list[int]:

@@ -21,10 +21,10 @@ from gr_compile.passes.fuse_token_operators.spellings import (
     last_dim,
     pairs,
     root,
-    same_sizes,
     squared,
     value_of,
 )
+from gr_compile.sizes import same_sizes
 
 aten = torch.ops.aten
 _ADD = (aten.add.Tensor,)

@@ -10,7 +10,6 @@ import torch
 import torch.fx as fx
 
 from gr_compile.analysis.operators import argument
-from gr_compile.sizes import size_expr
 
 aten = torch.ops.aten
 MULTIPLY = (aten.mul.Tensor,)
@@ -22,11 +21,6 @@ def value_of(node: Any) -> torch.Tensor | None:
     """The fake tensor of a node; None for what is no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, torch.Tensor) else None
-
-
-def same_sizes(a: Any, b: Any) -> bool:
-    """Equal as expressions: no guard is made."""
-    return len(a) == len(b) and all(size_expr(x) == size_expr(y) for x, y in zip(a, b))
 
 
 def pairs(node: Any, targets: tuple[Any, ...]) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -8,7 +8,7 @@ tested on; they are left out of that split alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Batch:
     item_ids, timestamps (seconds) [B, N]; lengths [B]; users [B] (rows of the dataset).
     targets [B, N]: the item after each place; outside training only the last valid place has one.
     The slot after each sequence holds the time of its last target, as in Meta's generative-recommenders.
+    negatives [B, N, R]: items that each target is told apart from, where the loss samples them.
     """
 
     item_ids: torch.Tensor
@@ -36,6 +37,7 @@ class Batch:
     lengths: torch.Tensor
     targets: torch.Tensor
     users: torch.Tensor
+    negatives: torch.Tensor | None = None
 
     @property
     def last_targets(self) -> torch.Tensor:
@@ -48,14 +50,16 @@ class Batch:
         return int(self.lengths.sum())
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: value.to(device) for name, value in held.items() if value is not None})
 
 
 class SequenceBatches:
     """The batches of one split. `at(epoch, index)` depends on nothing else, so a run resumes anywhere.
 
     `max_seq_len` is N; the latest N - 1 interactions are kept, which leaves the slot for the time of the
-    prediction. With `shuffle` an epoch's order is drawn from (seed, epoch).
+    prediction. With `shuffle` an epoch's order is drawn from (seed, epoch). `negatives` of each place are drawn evenly
+    from all items, and from (seed, epoch, batch); one may be the target itself.
     """
 
     def __init__(
@@ -66,15 +70,19 @@ class SequenceBatches:
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        negatives: int = 0,
     ) -> None:
         if max_seq_len < 2 or batch_size < 1:
             raise ValueError("max_seq_len must be at least 2 and batch_size at least 1")
+        if not 0 <= negatives <= data.num_items:
+            raise ValueError(f"{data.name} has {data.num_items} items: there cannot be {negatives} negatives")
         self.data = data
         self.split = split
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.negatives = negatives
         self.users: npt.NDArray[np.int64] = np.flatnonzero(data.lengths >= LEAST[split])
         if len(self.users) == 0:
             raise ValueError(f"{data.name}: no user has the {LEAST[split]} interactions that {split} needs")
@@ -91,13 +99,21 @@ class SequenceBatches:
     def at(self, epoch: int, index: int) -> Batch:
         """Batch `index` of an epoch."""
         start = index * self.batch_size
-        return self.make(self.order(epoch)[start : start + self.batch_size])
+        return self._with_negatives(self.make(self.order(epoch)[start : start + self.batch_size]), epoch, index)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the `start`-th."""
         order = self.order(epoch)
-        for first in range(start * self.batch_size, len(order), self.batch_size):
-            yield self.make(order[first : first + self.batch_size])
+        for index in range(start, len(self)):
+            first = index * self.batch_size
+            yield self._with_negatives(self.make(order[first : first + self.batch_size]), epoch, index)
+
+    def _with_negatives(self, batch: Batch, epoch: int, index: int) -> Batch:
+        if not self.negatives:
+            return batch
+        drawn = np.random.default_rng((self.seed, epoch, index))
+        shape = (*batch.targets.shape, self.negatives)
+        return replace(batch, negatives=torch.from_numpy(drawn.integers(1, self.data.num_items + 1, shape)))
 
     def make(self, users: npt.NDArray[np.int64]) -> Batch:
         """The batch of the given users."""

@@ -74,10 +74,11 @@ def calls_of(graph_module: fx.GraphModule, counts: Sizes = _NO_COUNTS) -> list[A
     """
     targets = {torch.ops.gr.jagged_attention.default, torch.ops.gr.jagged_attention_backward.default}
     nodes = graph_module.graph.nodes
-    return [_call(node, counts) for node in nodes if node.op == "call_function" and node.target in targets]
+    return [call_of(node, counts) for node in nodes if node.op == "call_function" and node.target in targets]
 
 
-def _call(node: fx.Node, counts: Sizes) -> AttentionCall:
+def call_of(node: fx.Node, counts: Sizes) -> AttentionCall:
+    """The call that a node with fake values is; `counts`: of sizes that only data tells."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     given = {**dict(zip(names, node.args)), **node.kwargs}
     values: dict[str, Any] = fx.node.map_arg(given, lambda x: x.meta["val"])

@@ -21,7 +21,7 @@ struct SampledArgs {
 constexpr i64 BAD_ID = 3, BAD_GROUP = 4;  // beside Status
 constexpr i64 TILE = 4;       // rows whose products with a token are summed side by side, and tokens of a tile
 constexpr i64 BLOCK = 32;     // tokens of a task
-constexpr i64 ROWS_AHEAD = 12;  // rows that are fetched before they are read
+constexpr i64 ROWS_AHEAD = 8;  // rows that are fetched before they are read
 
 // The place of the first of n integers that is not in 0..limit-1; n where there is none.
 template <class T> static i64 first_outside(const T* x, i64 n, i64 limit, i64 threads) {

@@ -6,7 +6,7 @@
 
 typedef uint32_t Place;          // of the flattened ids, of which there are fewer than 2^32
 constexpr i64 PLACES = 64;       // sorted lookups of a task
-constexpr i64 PLACES_AHEAD = 6;  // lookups whose queries are fetched before they are added
+constexpr i64 PLACES_AHEAD = 8;  // lookups whose queries are fetched before they are added
 constexpr int TOGETHER = 6;      // lookups of one group that are summed over its tokens side by side
 constexpr int DIGIT = 11;
 

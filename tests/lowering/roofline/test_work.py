@@ -1,5 +1,7 @@
 """What steps have to do, counted by hand on graphs of a few nodes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.fx as fx
@@ -14,6 +16,7 @@ from gr_compile.lowering.roofline.memory import peak_activations
 from gr_compile.lowering.roofline.work import Step, steps_of
 from gr_compile.ops.score_program import ScoreProgram
 
+MACHINE = machine("910b1")
 T, D, F = 6, 4, 8
 F32 = 4
 
@@ -23,7 +26,7 @@ def graph_of(function, *shapes: tuple[int, ...]) -> fx.GraphModule:
 
 
 def found(function, *shapes):
-    return {(step.kind, step.label): step for step in steps_of(graph_of(function, *shapes).graph, [T])}
+    return {(step.kind, step.label): step for step in steps_of(graph_of(function, *shapes).graph, [T], MACHINE)}
 
 
 def test_a_product_reads_and_writes_its_operands_once():
@@ -45,7 +48,7 @@ def test_a_residual_across_a_product_goes_through_memory():
         x = x + 1
         return x + x @ w
 
-    steps = [s for s in steps_of(graph_of(layer, (T, D), (D, D)).graph, [T]) if s.kind == "memory"]
+    steps = [s for s in steps_of(graph_of(layer, (T, D), (D, D)).graph, [T], MACHINE) if s.kind == "memory"]
     assert sorted(s.bytes for s in steps) == [F32 * 2 * T * D, F32 * 3 * T * D]
 
 
@@ -57,9 +60,9 @@ def test_a_value_that_is_cheap_to_make_is_made_where_it_is_read():
     def narrow(x, w):
         return x.sum(1, keepdim=True) + (x @ w)
 
-    (step,) = (s for s in steps_of(graph_of(wide, (T, D), (D, D)).graph, [T]) if s.kind == "memory")
+    (step,) = (s for s in steps_of(graph_of(wide, (T, D), (D, D)).graph, [T], MACHINE) if s.kind == "memory")
     assert step.bytes == F32 * 2 * T * D + 8 * T * D
-    assert sum(s.kind == "memory" for s in steps_of(graph_of(narrow, (T, D), (D, D)).graph, [T])) == 2
+    assert sum(s.kind == "memory" for s in steps_of(graph_of(narrow, (T, D), (D, D)).graph, [T], MACHINE)) == 2
 
 
 def test_lookups_and_table_gradients_cost_by_the_row():
@@ -80,16 +83,21 @@ BIAS = load("bias", (sub(QUERY, KEY),), "f32")
 def attention(program: ScoreProgram, backward: bool = False, heads: int = 2) -> tuple[float, float]:
     """(cube FLOPs, vector operations): dqk = 3, dv = 5, sequences of 4 and 2 places."""
     graph = fx.Graph()
-    q, k, v = (graph.placeholder(name) for name in "qkv")
+    q, k, v, offsets, places, leaf = (graph.placeholder(name) for name in ("q", "k", "v", "offsets", "places", "leaf"))
     with FakeTensorMode():
         for node, width in ((q, 3), (k, 3), (v, 5)):
             node.meta["val"] = torch.empty(T, heads, width)
+        offsets.meta["val"], places.meta["val"] = (torch.empty(n, dtype=torch.int64) for n in (3, T))
+        kind = torch.int64 if "end" in program.leaves else torch.float32
+        leaf.meta["val"] = torch.empty(T, dtype=kind)
     reads = (q, k) if program.product is not None else (None, None)
-    operands = (*reads, v, [v] * len(program.leaves), None, None, None, None, heads, [], None, program.text())
-    needs = ([True] * (3 + len(program.leaves)),)
+    at = (offsets, places) * 2
+    operands = (*reads, v, [leaf] * len(program.leaves), *at, heads, [], None, program.text())
+    needs = ([program.product is not None] * 2 + [True] + [x != "end" for x in program.leaves],)
     target = torch.ops.gr.jagged_attention_backward if backward else torch.ops.gr.jagged_attention
     arguments = (v, *operands, *needs) if backward else operands
-    return AttentionWork([4, 2]).of(graph.call_function(target.default, arguments))[1:]
+    found = AttentionWork([4, 2], MACHINE).of(graph.call_function(target.default, arguments))
+    return found.flops, found.vector
 
 
 WIDTHS = {
@@ -134,7 +142,7 @@ def test_what_is_saved_lives_until_its_last_reader() -> None:
     flat, y = first.graph.output_node().all_input_nodes
     for made, read in zip((y, flat), second.graph.find_nodes(op="placeholder")):
         made.name = read.name = f"saved_{read.name}"  # as the partitioner names them
-    steps = [steps_of(x.graph, [T]) for x in (first, second)]
+    steps = [steps_of(x.graph, [T], MACHINE) for x in (first, second)]
     # y and z come in, y @ w and then w times it are made; behind them y @ w and y go, and z stays for the result
     assert peak_activations(first.graph, second.graph, steps) == 4 * F32 * T * D
 
@@ -149,3 +157,24 @@ def test_time_is_that_of_the_slowest_unit() -> None:
     assert row.seconds == pytest.approx(2 + 2e-6) and row.bound == "cube" and row.kernels == 2
     vector = described.vector_cores * 64 * described.megahertz * 1e6
     assert _row("forward", [Step("memory", "", vector=3 * vector, bytes=1.0)], described, choice).bound == "vector"
+
+
+def test_attention_takes_the_time_of_its_tiling() -> None:
+    described, program = MACHINE, ScoreProgram(score=SCORE, key_high=AHEAD)
+    work = AttentionWork([4096] * 4, described)
+    with FakeTensorMode():
+        values = [torch.empty(4 * 4096, 8, 128, dtype=torch.float16)] * 3
+        at = [torch.empty(5, dtype=torch.int64), torch.empty(4 * 4096, dtype=torch.int64)] * 2
+    graph = fx.Graph()
+    nodes = []
+    for name, value in zip(("q", "k", "v", "qo", "qp", "ko", "kp"), [*values, *at]):
+        nodes.append(graph.placeholder(name))
+        nodes[-1].meta["val"] = value
+    arguments = (*nodes[:3], [], *nodes[3:], 8, [], None, replace(program, out_dtype="f16").text())
+    found = work.of(graph.call_function(torch.ops.gr.jagged_attention.default, arguments))
+    assert found.tiled is not None and found.tiled.bound in ("cube", "vector", "memory", "scalar")
+    utilisation = found.flops / described.cube_flops / found.tiled.seconds
+    assert 0.2 < utilisation < 1
+    assert found.label.split(", ")[-1].count(" x ") == 1
+    step = Step("attention", found.label, found.flops, found.vector, 1.0, [], found.tiled)
+    assert _limits(step, described, Efficiency()) == {found.tiled.bound: found.tiled.seconds}
