@@ -94,6 +94,19 @@ def test_a_loss_over_sampled_negatives(name: str) -> None:
     made.assert_parity(scale=3.0)
 
 
+@pytest.mark.parametrize("name", ["hstu", "fuxi"])
+def test_a_whole_model_shares_its_logits(name: str) -> None:
+    """Over rows of a batch that differ, the loss of more negatives is greater, and the same lookups make it."""
+    torch.manual_seed(0)
+    (inputs, *_) = batches(name, True)
+    given = [(*inputs, torch.randint(1, 31, (*inputs[0].shape, 4)))]
+    made = PassBench(MODELS[name][0](), given, passes="default,share-logits").assert_fires("share-logits")
+    before, after = made.operators_before("share-logits"), made.operators_after("share-logits")
+    assert (after["sampled_logits"], after["embedding"]) == (1, before["embedding"])
+    shared, alone = (float(model(*given[0]).detach()) for model in (made.fast, made.model))
+    assert shared > alone
+
+
 def assert_nothing_dense(made: PassBench) -> None:
     """No floating value over pairs of places, no token-wise operator over padded places."""
     graph = made.graph()

@@ -24,7 +24,7 @@ def ports(found):
 NO_ROW = {
     "gr::dropout_share",  # no kernel of attention drops weights there
     "gr::linear_cross_entropy", "gr::linear_cross_entropy_tokens", "gr::linear_cross_entropy_gradients",
-    "gr::sampled_logits", "gr::sampled_logits_backward",
+    "gr::sampled_logits", "gr::sampled_logits_backward", "gr::other_tokens",
 }  # fmt: skip
 """Operators that passes leave alone there: the target does not support them."""
 
