@@ -17,7 +17,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.expr import const
 from gr_compile.analysis.kinds import Concatenate, Contract, Expand, Item, Items, Permute, Reshape, Select, Slice, Stack
-from gr_compile.analysis.looked_up import is_looked_up
+from gr_compile.analysis.looked_up import lookup_behind
 from gr_compile.editor import GraphEditor
 from gr_compile.passes.fuse_sampled_logits.products import Product, ProductFinder, Rejected
 from gr_compile.sizes import same_sizes
@@ -229,6 +229,6 @@ def _is_of_others(index: fx.Node | None) -> bool:
 
 def _unknown(node: fx.Node) -> str:
     kind = ops.kind_of(node)
-    if isinstance(kind, Contract) and (is_looked_up(kind.left) or is_looked_up(kind.right)):
+    if isinstance(kind, Contract) and any(lookup_behind(side, node) for side in (kind.left, kind.right)):
         return "all tokens have these negatives already: sharing adds none"
     return f"{node.target} makes logits whose items are not known"
