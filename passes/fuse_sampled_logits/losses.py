@@ -71,7 +71,9 @@ def _cross_entropy(node: fx.Node) -> Loss | None:
     beside = "smoothed labels" if not softened and ops.argument(node, 5, "label_smoothing", 0.0) != 0 else ""
     if ops.argument(node, 2, "weight") is not None:
         beside = "class weights"
-    reduction, ignored = int(ops.argument(node, 3, "reduction", 1)), int(ops.argument(node, 4, "ignore_index", -100))
+    reduction, ignored = int(ops.argument(node, 3, "reduction", 1)), ops.argument(node, 4, "ignore_index", -100)
+    if not isinstance(ignored, int):
+        return None  # a number that is told at run time
     return Loss(node, logits, 1, target, ignored, reduction, softened, beside=beside)
 
 

@@ -99,7 +99,8 @@ def _sum_of(node: fx.Node) -> _Sum | None:
     if node.target is aten.cosine_similarity.default:
         rank = max(ops.rank(x) for x in node.args[:2])  # type: ignore[arg-type]
         last = int(ops.argument(node, 2, "dim", 1)) % rank == rank - 1
-        return _Sum(_elementwise(node, rank), float(ops.argument(node, 3, "eps", 1e-8))) if last else None
+        eps = ops.argument(node, 3, "eps", 1e-8)
+        return _Sum(_elementwise(node, rank), eps) if last and isinstance(eps, (int, float)) else None
     if isinstance(kind, Reduce) and node.target is aten.sum.dim_IntList and ops.argument(node, 3, "dtype") is None:
         product = kind.source
         tensors = all(isinstance(x, fx.Node) and ops.rank(x) for x in product.args[:2])
