@@ -67,16 +67,21 @@ def rows_of(pull: Elements, node: fx.Node, indices: Indices, feature: Expr) -> R
         rows = further
 
 
-def table_and_ids(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The table [V, D] and the ids of a lookup."""
+def rows_and_numbers(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """x and the numbers, where `node` is x[numbers] along its first dimension."""
     kind = ops.kind_of(node)
     if isinstance(kind, Lookup):
-        found = kind.table, kind.index
-    elif isinstance(kind, Pick) and kind.dim == 0 and kind.index is not None:
-        found = kind.source, kind.index
-    else:
-        return None
-    return found if ops.rank(found[0]) == 2 and found[0].meta["val"].is_floating_point() else None
+        return kind.table, kind.index
+    if isinstance(kind, Pick) and kind.dim == 0 and kind.index is not None:
+        return kind.source, kind.index
+    return None
+
+
+def table_and_ids(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The table [V, D] and the ids of a lookup."""
+    found = rows_and_numbers(node)
+    whole = found is not None and ops.rank(found[0]) == 2 and found[0].meta["val"].is_floating_point()
+    return found if whole else None
 
 
 def unscaled(pull: Elements, node: fx.Node, indices: Indices) -> Rows:
@@ -126,7 +131,7 @@ def _scaled(rows: Rows) -> Rows | None:
     """x * c, x / c, a cast or a copy of x; under a normalisation a factor would be lost in its eps."""
     node = rows.node
     if node.target in _COPIES or (node.target in _CASTS and _keeps_precision(node)):
-        return rows.behind(_first(node))
+        return rows.behind(first_operand(node))
     if node.target not in _FACTORS or rows.eps is not None:
         return None
     x, by = node.args[:2]
@@ -149,7 +154,7 @@ def _normalized(rows: Rows) -> Rows | None:
     passed: list[fx.Node] = []
     if isinstance(ops.kind_of(divisor), Expand):
         passed.append(divisor)
-        divisor = _first(divisor)
+        divisor = first_operand(divisor)
     eps = 0.0
     if divisor.target in (aten.clamp_min.default, aten.clamp.default):
         if ops.argument(divisor, 2, "max") is not None or not isinstance(bound := divisor.args[1], (int, float)):
@@ -158,13 +163,14 @@ def _normalized(rows: Rows) -> Rows | None:
             return None
         eps = float(bound)
         passed.append(divisor)
-        divisor = _first(divisor)
+        divisor = first_operand(divisor)
     if not is_norm_of(divisor, x):
         return None
     return replace(rows.behind(x, *passed, divisor), eps=eps)
 
 
-def _first(node: fx.Node) -> fx.Node:
+def first_operand(node: fx.Node) -> fx.Node:
+    """Of a call whose first argument is a tensor."""
     operand = node.args[0]
     assert isinstance(operand, fx.Node)
     return operand
@@ -181,13 +187,10 @@ def is_norm_of(node: Any, x: fx.Node) -> bool:
 
 def _grouped(rows: Rows) -> Rows | None:
     """x[group], where rows are looked up for each sequence: token t reads those of sequence group[t]."""
-    kind = ops.kind_of(rows.node)
-    if isinstance(kind, Lookup):
-        source, group = kind.table, kind.index
-    elif isinstance(kind, Pick) and kind.dim == 0 and kind.index is not None:
-        source, group = kind.source, kind.index
-    else:
+    found = rows_and_numbers(rows.node)
+    if found is None:
         return None
+    source, group = found
     if ops.rank(source) < 3 or ops.rank(group) != 1 or rows.group is not None:
         return None
     at = (load(group.name, rows.at[:1], "i"), *rows.at[1:])
@@ -196,6 +199,6 @@ def _grouped(rows: Rows) -> Rows | None:
 
 def _keeps_precision(cast: fx.Node) -> bool:
     """From floats to floats, and to doubles from doubles alone: what is fused computes as its operands are."""
-    made, given = cast.meta["val"].dtype, _first(cast).meta["val"].dtype
+    made, given = cast.meta["val"].dtype, first_operand(cast).meta["val"].dtype
     both = made.is_floating_point and given.is_floating_point
     return bool(both and (made != torch.float64 or given == made))

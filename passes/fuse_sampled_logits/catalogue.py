@@ -19,8 +19,8 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import index
-from gr_compile.analysis.kinds import Contract, Lookup, Permute, Pick
-from gr_compile.analysis.looked_up import Rows, unscaled
+from gr_compile.analysis.kinds import Contract, Permute
+from gr_compile.analysis.looked_up import Rows, first_operand, rows_and_numbers, unscaled
 from gr_compile.analysis.reads import SHAPE_ONLY
 from gr_compile.editor import GraphEditor
 from gr_compile.passes.fuse_sampled_logits.losses import MEAN, NONE, Loss, Total, loss_at, total_of
@@ -115,13 +115,13 @@ def _product_of(loss: Loss, pull: Elements) -> Product | None:
         if loss.softened:
             if rows.factor != 1 or not _is_log_softmax(rows):
                 return None
-            inner = unscaled(pull, _first(rows.node), rows.at)
+            inner = unscaled(pull, first_operand(rows.node), rows.at)
             rows = replace(inner, between=(*rows.between, rows.node, *inner.between))
         chosen = _chosen(rows)
         items = loss.logits.meta["val"].shape[loss.classes]
         if chosen is None:
             return _sides(rows, None, loss.tokens, items)
-        source = _first(chosen)
+        source = first_operand(chosen)
         pull.forget()
         pull.bind("t0", pull.shape(source)[0])
         inner = unscaled(pull, source, (index("t0"), index(_ITEM)))
@@ -133,26 +133,18 @@ def _product_of(loss: Loss, pull: Elements) -> Product | None:
 
 def _chosen(rows: Rows) -> fx.Node | None:
     """logits[numbers]: some rows of a matrix."""
-    kind = ops.kind_of(rows.node)
-    picks = isinstance(kind, Pick) and kind.dim == 0 and kind.index is not None
-    looks_up = isinstance(kind, Lookup) and rows.node.target is aten.index.Tensor
-    if not (picks or looks_up) or rows.at != (index("t0"), index(_ITEM)):
+    found = rows_and_numbers(rows.node)
+    if found is None or rows.node.target is aten.embedding.default or rows.at != (index("t0"), index(_ITEM)):
         return None
-    return rows.node if ops.rank(_first(rows.node)) == 2 else None
+    return rows.node if ops.rank(found[0]) == 2 else None
 
 
 def _is_log_softmax(rows: Rows) -> bool:
     """Over the items, in the dtype of the logits."""
     node = rows.node
-    if node.target is not aten.log_softmax.int or node.meta["val"].dtype != _first(node).meta["val"].dtype:
+    if node.target is not aten.log_softmax.int or node.meta["val"].dtype != first_operand(node).meta["val"].dtype:
         return False
     return rows.at[int(node.args[1])] is index(_ITEM)  # type: ignore[arg-type]
-
-
-def _first(node: fx.Node) -> fx.Node:
-    operand = node.args[0]
-    assert isinstance(operand, fx.Node)
-    return operand
 
 
 def _sides(rows: Rows, chosen: fx.Node | None, tokens: list[Any], count: Any) -> Product | None:

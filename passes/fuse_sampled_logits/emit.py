@@ -18,6 +18,7 @@ import torch.fx as fx
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.element import Blocked, Elements
 from gr_compile.analysis.expr import index
+from gr_compile.analysis.looked_up import rows_and_numbers
 from gr_compile.editor import GraphEditor
 from gr_compile.passes.fuse_sampled_logits.products import Product, Rejected
 from gr_compile.sizes import same_sizes
@@ -99,13 +100,8 @@ class SampledLogits:
         if ids.meta["val"].dtype not in _IDS:
             ids = editor.call(aten.to.dtype, ids, torch.int64)
         if product.rows.node.target is aten.index.Tensor:
-            ids = self._wrapped(ids, editor.size(product.table, 0))
+            ids = from_the_start(editor, ids, editor.size(product.table, 0))
         return ids
-
-    def _wrapped(self, ids: fx.Node, extent: Any) -> fx.Node:
-        editor = self.editor
-        below = editor.call(aten.lt.Scalar, ids, 0)
-        return editor.call(aten.where.self, below, editor.call(aten.add.Tensor, ids, extent), ids)
 
     def _concatenated(self, ids: Sequence[fx.Node]) -> fx.Node:
         if len({x.meta["val"].dtype for x in ids}) > 1:
@@ -116,9 +112,10 @@ class SampledLogits:
         group: Any = product.rows.group
         if group.meta["val"].dtype not in _IDS:
             group = self.editor.call(aten.to.dtype, group, torch.int64)
-        grouped = next(x for x in product.rows.between if group_of(x) is product.rows.group)
+        read_by = ((x, rows_and_numbers(x)) for x in product.rows.between)
+        grouped = next(x for x, found in read_by if found is not None and found[1] is product.rows.group)
         if grouped.target is aten.index.Tensor:
-            group = self._wrapped(group, _rows_of_group(product))
+            group = from_the_start(self.editor, group, _rows_of_group(product))
         return group  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------------------------ query, result
@@ -166,11 +163,10 @@ def padding_of(product: Product) -> int:
     return int(ops.argument(lookup, 2, "padding_idx", -1)) if lookup.target is aten.embedding.default else -1
 
 
-def group_of(node: fx.Node) -> fx.Node | None:
-    """What rows[group] is indexed by."""
-    if node.target is aten.index.Tensor:
-        return node.args[1][0]  # type: ignore[index,return-value]
-    return node.args[2] if node.target is aten.index_select.default else None  # type: ignore[return-value]
+def from_the_start(editor: GraphEditor, numbers: fx.Node, extent: Any) -> fx.Node:
+    """The numbers as x[numbers] reads them: those below 0 count from the end of `extent` places."""
+    below = editor.call(aten.lt.Scalar, numbers, 0)
+    return editor.call(aten.where.self, below, editor.call(aten.add.Tensor, numbers, extent), numbers)
 
 
 def _rows_of_group(product: Product) -> Any:

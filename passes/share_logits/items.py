@@ -19,6 +19,7 @@ from gr_compile.analysis.expr import const
 from gr_compile.analysis.kinds import Concatenate, Contract, Expand, Item, Items, Permute, Reshape, Select, Slice, Stack
 from gr_compile.analysis.looked_up import lookup_behind
 from gr_compile.editor import GraphEditor
+from gr_compile.passes.fuse_sampled_logits.emit import from_the_start
 from gr_compile.passes.fuse_sampled_logits.products import Product, ProductFinder, Rejected
 from gr_compile.sizes import same_sizes
 
@@ -200,8 +201,7 @@ class ItemFinder:
         if product.rows.group is not None:
             ids = editor.call(aten.index.Tensor, ids, [product.rows.group])
         if product.rows.node.target is aten.index.Tensor:  # a negative id counts from the end
-            end = editor.call(aten.add.Tensor, ids, editor.size(product.table, 0))
-            ids = editor.call(aten.where.self, editor.call(aten.lt.Scalar, ids, 0), end, ids)
+            ids = from_the_start(editor, ids, editor.size(product.table, 0))
         return editor.call(aten.reshape.default, ids, list(product.node.meta["val"].shape))
 
 
