@@ -71,6 +71,10 @@ class PassContext:
     facts: dict[str, Any] = field(default_factory=dict)
     upcoming: frozenset[str] = frozenset()
 
+    def fuses_later(self, name: str, operator: str) -> bool:
+        """Whether a pass of this name runs after this one, and the target has the operator that it makes."""
+        return name in self.upcoming and self.supports(operator)
+
 
 # ------------------------------------------------------------------------------------------ known passes
 @lru_cache(maxsize=1)

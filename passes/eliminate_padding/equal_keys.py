@@ -28,13 +28,12 @@ from gr_compile.pipeline import PassContext
 
 aten = torch.ops.aten
 _SOFTMAX = (aten.softmax.int, aten._safe_softmax.default)
-_FUSION = "fuse-jagged-attention"
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def is_fused_later(context: PassContext) -> bool:
     """Whether a later pass makes attention one operator, which the target has."""
-    return _FUSION in context.upcoming and context.supports("gr::jagged_attention")
+    return context.fuses_later("fuse-jagged-attention", "gr::jagged_attention")
 
 
 def spelling_of(equal: EqualKeys, layout: TokenLayout, context: PassContext) -> Spelling | None:

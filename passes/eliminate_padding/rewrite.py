@@ -107,7 +107,8 @@ class EliminatePadding(Pass):
         dims = DimensionProvenance(graph_module)
         left = []
         for node, pair in raggednesses(graph_module, dims, Elements(graph_module, context.constants)):
-            layout = TokenLayout(dims, *pair, sampled=_samples_later(context))
+            sampled = context.fuses_later("fuse-sampled-logits", "gr::sampled_logits")
+            layout = TokenLayout(dims, *pair, sampled=sampled)
             if (node.name, str(pair[1].size)) not in tried and has_token_work(graph_module, layout):
                 left.append((node, layout))
         for node, layout in left:
@@ -115,11 +116,6 @@ class EliminatePadding(Pass):
                 tried.add((node.name, str(layout.sequence.size)))
                 return _Attempt(graph_module, context, dims, layout, node)
         return None
-
-
-def _samples_later(context: PassContext) -> bool:
-    """Whether a later pass reads sampled rows where they are multiplied."""
-    return "fuse-sampled-logits" in context.upcoming and context.supports("gr::sampled_logits")
 
 
 def _feeds(graph_module: fx.GraphModule, layout: TokenLayout, other: TokenLayout) -> bool:
