@@ -12,8 +12,10 @@ from gr_compile.ops import (
     other_tokens,
     pack,
     places,
+    quantize,
     sampled_logits,
     silu_split,
+    stored_rows,
 )
 from gr_compile.ops.score_program import ScoreProgram
 
@@ -27,6 +29,8 @@ __all__ = [
     "other_tokens",
     "pack",
     "places",
+    "quantize",
     "sampled_logits",
     "silu_split",
+    "stored_rows",
 ]
