@@ -4,9 +4,9 @@
     gr::dequantize   stored, scale, like -> [*, D] of like's dtype           the gradient goes to `like`, as it is
 
 A scale is a power of two, so that it rounds nothing itself; it brings the largest finite magnitude that it is for to
-2^14 .. 2^15, which leaves float16 the most room below. Infinities and NaN stay what they are. A pass puts the two around
-a value x: `dequantize(*quantize(x.detach()), x)`. The gradient is then never of 16 bits, whatever its size: a loss
-scale, or none, changes nothing.
+2^14 .. 2^15, which leaves float16 the most room below. Infinities and NaN stay what they are. A pass puts the two
+around a value x: `dequantize(*quantize(x.detach()), x)`. The gradient is then never of 16 bits, whatever its size: a
+loss scale, or none, changes nothing.
 """
 
 from __future__ import annotations

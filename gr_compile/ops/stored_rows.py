@@ -1,11 +1,11 @@
 """The rows of a table that a batch looks up, in 16 bits: read once from the table, then from the copy.
 
-    stored, scale = gr::stored_rows(table, ids, torch.float16, "per-table")
+    stored, scale = gr::stored_rows(table, ids, torch.float16, "per-token")
     logits = gr::sampled_logits(query, table, ids, ..., stored, scale)
 
 R negatives of T tokens are T R rows of 4 D bytes, forward and backward. Of the copy they are half of that, and the U
-distinct rows are read once more, to be converted: U 4 D + 2 T R 2 D bytes in place of 2 T R 4 D. The copy is made anew in
-every forward, from what the table holds then: the table, which the optimizer moves, is the master.
+distinct rows are read once more, to be converted: U 4 D + 2 T R 2 D bytes in place of 2 T R 4 D. The copy is made anew
+in every forward, from what the table holds then: the table, which the optimizer moves, is the master.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`gr::sampled_logits` and its backward on the CPU: rows are read where they lie, no [T, R, D] is made.
 
-Rows may lie in a copy of the table in another dtype. The table's gradient is zeros whose pages come as rows are written; where the table has one already, and nobody can
-tell the difference, rows are added to that (gr_compile.lowering.cpu.accumulated).
+Rows may lie in a copy of the table in another dtype. The table's gradient is zeros whose pages come as rows are
+written; where the table has one already, and nobody can tell the difference, rows are added to that
+(gr_compile.lowering.cpu.accumulated).
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""`gr::stored_rows` on the CPU: named rows are marked, then converted in the table's order; pages come as they are written.
-"""
+"""`gr::stored_rows` on the CPU: named rows are marked, then converted in the table's order."""
 
 from __future__ import annotations
 
@@ -62,7 +61,8 @@ def stored_rows(table: Tensor, ids: Tensor, dtype: torch.dtype, scale: str) -> t
     if status == _BAD_ID:
         raise_bad_id(ids, arguments.bad, table.shape[0])
     if status == _TOO_LARGE:
-        raise_large_value(table, *divmod(arguments.bad, table.shape[1]), dtype)
+        row, feature = divmod(arguments.bad, table.shape[1])
+        raise_large_value(table, row, feature, dtype)
     return stored, made
 
 

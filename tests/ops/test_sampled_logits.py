@@ -430,9 +430,8 @@ def test_opcheck_and_gradcheck_of_the_query_with_a_copy() -> None:
             torch.library.opcheck(gr.sampled_logits.default, (*operands, copy, scale), rtol=1e-2, atol=1e-2)
     for query, table, ids, group, eps, padding in samples_for_checks(torch.float64, True):
         copy, scale, _ = copied(table, ids, torch.float16, "per-token")
-        assert torch.autograd.gradcheck(
-            lambda q: gr.sampled_logits(q, table.detach(), ids, group, eps, padding, copy, scale), (query,)
-        )
+        operands = (query, table.detach(), ids, group, eps, padding, copy, scale)
+        assert torch.autograd.gradcheck(gr.sampled_logits.default, operands)
 
 
 @pytest.mark.parametrize(

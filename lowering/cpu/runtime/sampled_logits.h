@@ -204,8 +204,10 @@ template <class E, class Tile> static bool for_tiles_of(const SampledArgs& a, co
       const i64* tokens = tasks.of(a, task, count, row, single);
       for (i64 r = 0; r < a.samples; r += TILE) {
         i64 place = row * a.samples + r, n = least(TILE, a.samples - r);
-        for (i64 k = place + ROWS_AHEAD; k < least(place + ROWS_AHEAD + n, last); k++)
+        for (i64 k = place + ROWS_AHEAD; k < least(place + ROWS_AHEAD + n, last); k++) {
           fetch_row(a.table + (i64)a.ids[k] * a.table_row, a.features);
+          if (a.scale_step) __builtin_prefetch(a.scale + a.ids[k]);
+        }
         rows.read(a, a.ids + place, n);
         tile(rows, tokens, count, r, n);
       }
