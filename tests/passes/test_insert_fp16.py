@@ -278,7 +278,7 @@ def test_what_a_checkpoint_computes_again_is_not_stored() -> None:
         return (again * mask.unsqueeze(-1)).sum()
 
     made = bench(loss, of={"sites": "activations"})
-    made.assert_misses(HALF, "a checkpoint computes it again in the backward", "def loss")
+    made.assert_misses(HALF, "a checkpoint computes it again in the backward", "m.o(y)")
     assert {match.what for match in made.matches(HALF)} == {f"activations of {x}" for x in ("q.linear", "k.linear", "v.linear", "jagged_attention")}
 
 
