@@ -44,11 +44,6 @@ class Plan:
         """How many times faster the regions are expected to be."""
         return self.before / self.after if self.after else 1.0
 
-    @property
-    def pays(self) -> bool:
-        """Is there anything to do, and does it cost less than before?"""
-        return self.after < self.before and any(cut.inside for cut in self.cuts)
-
 
 class Planner:
     """Plans for the regions of one graph."""

@@ -1,13 +1,16 @@
 """The profit gate: what a batch costs with a row for every place, and with a row for every distinct id.
 
-    before = P * work                                   P places, work of the members of a region at one place
-    after  = U * work + P * spread + P * number + F     U distinct ids, spread of the values that leave the region
+    before = P * work
+    after  = U * work + P * (spread + 40) + 5 * V + 1e6
 
-all in accesses: elements that are moved to or from memory, 16 multiply-adds for one (analysis/cost.py). A training step
-computes a product three times (itself and two gradients), and every other value twice.
+P places, V rows of the table, U distinct ids; `work` of the members of a region at one place, `spread` of the values
+that leave it. All in accesses: float32 numbers that are moved to or from memory, 16 multiply-adds for one
+(analysis/cost.py). The constants are measured: an id marks a row and reads its number, both at random; the calls alone
+take a tenth of a millisecond. A training step computes a product three times (itself and two gradients), and every
+other value twice; without gradients most of what is no product is fused into its neighbours, and counts a quarter.
 
 Of P draws from V rows, whatever their probabilities are, at most V (1 - (1 - 1/V)^P) distinct ones are expected: equal
-probabilities have the most. So U is no guess that real batches, whose items are of unequal popularity, exceed.
+probabilities have the most. Batches whose items are of unequal popularity have fewer, and gain more.
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ from gr_compile.passes.dedupe_lookups.regions import Region, operands
 from gr_compile.sizes import size_expr
 
 aten = torch.ops.aten
-_NUMBER = 24.0  # accesses for an id: it marks a row and reads its number, both at random
-_FIXED = 100_000.0  # accesses in the time of the calls that find and number the ids
+_PER_ID, _PER_ROW, _FIXED = 40.0, 5.0, 1e6
+_NOTHING = 1e-6
+_FUSED = 0.25  # of what is no product and is computed without gradients
 
 
 def expected_distinct(places: float, rows: float) -> float:
@@ -103,25 +107,31 @@ class Cut:
 
 
 class Costs:
-    """Accesses at a place, for one graph. `training`: with a backward."""
+    """Accesses at a place, for one graph.
 
-    def __init__(self, sizes: Sizes, training: bool) -> None:
-        self.sizes, self._training = sizes, training
+    `training`: with a backward. `weighed`: else ids are found and rows spread for next to nothing, and all that can be
+    is computed by distinct id.
+    """
+
+    def __init__(self, sizes: Sizes, training: bool, weighed: bool = True) -> None:
+        self.sizes, self._training, self._weighed = sizes, training, weighed
 
     def work(self, node: fx.Node, region: Region) -> float:
         """Of computing a member at one place."""
         if not _is_floating(node):
             return 0.0
-        times = 3.0 if isinstance(ops.kind_of(node), Contract) else 2.0
         kind = ops.kind_of(node)
-        at_place = work_per_place(kind.source if isinstance(kind, Reduce) else node, region.layout)
         if rows_and_numbers(node) is not None:
-            at_place = 2.0 * elements_per_place(node, region.layout)
-        return at_place * (times if self._training else 1.0)
+            return (4.0 if self._training else 2.0) * elements_per_place(node, region.layout)
+        at_place = work_per_place(kind.source if isinstance(kind, Reduce) else node, region.layout)
+        if isinstance(kind, Contract):
+            return (3.0 if self._training else 1.0) * at_place
+        return (2.0 if self._training else _FUSED) * at_place
 
     def spread(self, node: fx.Node, region: Region) -> float:
         """Of a row's way to one place: read and written, and its gradient."""
-        return 2.0 * elements_per_place(node, region.layout) * (2.0 if self._training and _is_floating(node) else 1.0)
+        way = (4.0 if self._training else 2.0) * elements_per_place(node, region.layout)
+        return way if self._weighed else way * _NOTHING
 
     def places(self, region: Region) -> float:
         """How many ids there are."""
@@ -139,7 +149,7 @@ class Costs:
         for node in region.members:
             work = self.work(node, region)
             graph.add_edge("inside", node, capacity=work * places)
-            graph.add_edge(node, "outside", capacity=work * distinct * share[node])
+            graph.add_edge(node, "outside", capacity=work * distinct * share[node] if self._weighed else 0.0)
             for operand in operands(node):
                 if operand in region.members:
                     graph.add_edge(node, operand)  # without a capacity: it is never cut
@@ -155,7 +165,7 @@ class Costs:
 
     def finding(self, places: float, rows: float) -> float:
         """Of the distinct ids among all ids."""
-        return _NUMBER * places + rows + _FIXED
+        return _PER_ID * places + _PER_ROW * rows + _FIXED if self._weighed else 0.0
 
 
 def leaves(node: fx.Node) -> bool:

@@ -29,7 +29,8 @@ class DedupeLookups(Pass):
     """Compute what depends on an item alone once for each distinct item of the batch, where that pays (by name only).
 
     Attributes:
-        least_gain: the expected speed-up, of the values that depend on the item alone, from which on it is done.
+        least_gain: the expected speed-up, of the values that depend on the item alone, from which on it is done;
+            0: wherever it can be done, whatever it costs.
         distinct: the share of ids that are distinct, in (0, 1], where you know it; 0: the most that is expected.
     """
 
@@ -42,8 +43,8 @@ class DedupeLookups(Pass):
     preset_targets: ClassVar[frozenset[str] | None] = frozenset()
 
     def __post_init__(self) -> None:
-        if not self.least_gain >= 1:
-            raise ValueError(f"least-gain={self.least_gain}: at least 1")
+        if not (self.least_gain >= 1 or self.least_gain == 0):
+            raise ValueError(f"least-gain={self.least_gain}: at least 1, or 0 for whatever it costs")
         if not 0 <= self.distinct <= 1:
             raise ValueError(f"distinct={self.distinct}: a share in (0, 1], or 0 for an estimate")
 
@@ -71,7 +72,8 @@ class _Work:
         finder = RegionFinder(self.graph_module, dims, pull, self._left(pull))
         config = self.context.config
         sizes = Sizes(self.graph_module, config.expected_fill or _USUAL_FILL, self.options.distinct)
-        plans = Planner(Costs(sizes, self.context.report.training)).plans(finder.regions())
+        costs = Costs(sizes, self.context.report.training, weighed=self.options.least_gain > 0)
+        plans = Planner(costs).plans(finder.regions())
         for plan in sorted(plans, key=lambda plan: plan.after - plan.before):
             if self._blocked(plan, finder) is None and self._goes(plan):
                 self.matches.append(_match(plan))
@@ -113,7 +115,7 @@ class _Work:
         region = plan.cuts[0].region
         lookup = region.lookups[0]
         tables = _names(region)
-        if not plan.pays or plan.gain < self.options.least_gain:
+        if not _firing(plan) or self.options.least_gain and not plan.gain >= self.options.least_gain:
             return _no_gain(plan, self.options)
         if not all(finder.is_data(x.ids) for x in _firing(plan)):
             return Miss(f"the ids of rows of {tables} do not come from the data: none need occur twice", lookup)
