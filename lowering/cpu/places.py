@@ -1,4 +1,4 @@
-"""`gr::true_places` on the CPU: torch.nonzero, which is several times as fast as the running sum that needs no count."""
+"""`gr::true_places` on the CPU: torch.nonzero, several times as fast as the running sum that needs no count."""
 
 from __future__ import annotations
 

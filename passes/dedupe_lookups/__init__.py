@@ -1,6 +1,6 @@
 """dedupe-lookups: what is computed of an item alone is computed once for each item of the batch.
 
-    before   h = mlp(embedding(items, ids))                    ids [B, N, R] in [0, V): [B, N, R, D] rows go through the mlp
+    before   h = mlp(embedding(items, ids))           ids [B, N, R]: as many rows go through the mlp
     after    occurs   = gr.occurring(ids, V)                   bool [V]
              distinct = gr.true_places(occurs, gr.count_true(occurs))       [U], ascending
              rows     = mlp(embedding(items, distinct))        [U, D]

@@ -16,7 +16,7 @@ probabilities have the most. Batches whose items are of unequal popularity have 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Sizes:
         """An example value of a size."""
         expr = size_expr(size)
         values = {symbol: self._symbol(symbol, size) for symbol in expr.free_symbols}
-        return max(float(expr.xreplace({s: v for s, v in values.items()})), 0.0)
+        return max(float(expr.xreplace(values)), 0.0)
 
     def _symbol(self, symbol: Any, size: Any) -> int:
         counter = self._counted.get(symbol)
@@ -138,8 +138,9 @@ class Costs:
         return self.sizes.of_tensor(region.ids)
 
     def cut(self, region: Region, distinct: float, share: Mapping[fx.Node, float]) -> Cut:
-        """The members that are best computed `distinct` times; `share`: the region's part of the rows of a member, which
-        other regions may have, too.
+        """The members that are best computed `distinct` times.
+
+        `share`: the region's part of the rows of a member, which other regions may have, too.
 
         A minimum cut: a member outside costs its work at every place, one inside its work at every distinct id, and
         its way to the places where somebody outside reads it. What a member is made of is inside with it.

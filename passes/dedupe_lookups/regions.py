@@ -28,7 +28,7 @@ NUMBERED, TRUE_PLACES = torch.ops.gr.numbered.default, torch.ops.gr.true_places.
 _IDS = (torch.int64, torch.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """The values of one tensor of ids.
 
@@ -90,7 +90,7 @@ class RegionFinder:
         sizes = {size_expr(table_of(x).meta["val"].shape[0]): table_of(x).meta["val"].shape[0] for x in inside}
         if not any(is_table(table_of(x)) for x in members if rows_and_numbers(x) is not None):
             return None
-        if from_the_end and len(sizes) > 1 or not all(s.is_Integer for s in sizes) and len(sizes) > 1:
+        if (from_the_end and len(sizes) > 1) or (not all(s.is_Integer for s in sizes) and len(sizes) > 1):
             return None  # -1 is another row in each; the smallest is not known
         rows = sizes[min(sizes, key=lambda s: int(s) if s.is_Integer else 0)]
         return Region(ids, layout, tuple(members), tuple(inside), rows, from_the_end, tuple(ends))
@@ -101,7 +101,7 @@ class RegionFinder:
         """Members as the keys of a dict, in order, and what ends the region."""
         members: dict[fx.Node, None] = {}
         ends: list[tuple[fx.Node, str]] = []
-        waiting = {user for user in ids.users}
+        waiting = set(ids.users)
         while waiting:
             node = min(waiting, key=self._order.__getitem__)
             waiting.discard(node)

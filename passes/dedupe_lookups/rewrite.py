@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 import torch.fx as fx
 
 from gr_compile.analysis.dims import DimensionProvenance
@@ -105,7 +104,8 @@ class _Work:
         first = _firing(plan)[0]
         if first.ids.name in self.refused:
             return False
-        allowed = self.context.allow(f"distinct ids of {', '.join(x.ids.name for x in _firing(plan))}", first.lookups[0])
+        names = ", ".join(x.ids.name for x in _firing(plan))
+        allowed = self.context.allow(f"distinct ids of {names}", first.lookups[0])
         if not allowed:
             self.refused.add(first.ids.name)
         return allowed
@@ -115,7 +115,7 @@ class _Work:
         region = plan.cuts[0].region
         lookup = region.lookups[0]
         tables = _names(region)
-        if not _firing(plan) or self.options.least_gain and not plan.gain >= self.options.least_gain:
+        if not _firing(plan) or (self.options.least_gain and not plan.gain >= self.options.least_gain):
             return _no_gain(plan, self.options)
         if not all(finder.is_data(x.ids) for x in _firing(plan)):
             return Miss(f"the ids of rows of {tables} do not come from the data: none need occur twice", lookup)
@@ -154,7 +154,8 @@ def _no_gain(plan: Plan, options: DedupeLookups) -> Miss:
     if not any(cut.inside for cut in plan.cuts):
         return Miss(f"too little is computed of rows of {_names(region)} alone: {_numbers(plan)}{ends}", node)
     hint = "dedupe-lookups{distinct=0.1} if you know that one id in ten is distinct" if not options.distinct else ""
-    return Miss(f"rows of {_names(region)}: {_numbers(plan)}, less than least-gain={options.least_gain:g}{ends}", node, hint)
+    least = f"less than least-gain={options.least_gain:g}"
+    return Miss(f"rows of {_names(region)}: {_numbers(plan)}, {least}{ends}", node, hint)
 
 
 def _numbers(plan: Plan) -> str:
