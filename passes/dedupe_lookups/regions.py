@@ -136,12 +136,12 @@ class RegionFinder:
             return f"{node.target} reads ids that may count from the end"
         if is_random(node):
             return f"{node.target} draws other numbers at every place"
+        for operand in operands(node):
+            if operand is not ids and operand not in members and not _same_everywhere(operand, node, layout):
+                return f"{node.target} reads {operand.name}, too, which is no value of the id alone"
         if not layout.is_local(node):
             kind = ops.kind_of(node)
             return f"{node.target} " + ("has no rule: it may read any place" if kind is None else "mixes places")
-        for operand in operands(node):
-            if operand is not ids and operand not in members and not _same_everywhere(operand, node, layout):
-                return f"{node.target} meets {operand.name}, which is no value of the id alone"
         return None
 
     def is_data(self, ids: fx.Node) -> bool:
