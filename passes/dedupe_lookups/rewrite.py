@@ -73,8 +73,11 @@ class _Work:
         sizes = Sizes(self.graph_module, config.expected_fill or _USUAL_FILL, self.options.distinct)
         costs = Costs(sizes, self.context.report.training, weighed=self.options.least_gain > 0)
         plans = Planner(costs).plans(finder.regions())
-        for plan in sorted(plans, key=lambda plan: plan.after - plan.before):
-            if self._blocked(plan, finder) is None and self._goes(plan):
+        ready = [plan for plan in plans if self._blocked(plan, finder) is None]
+        made = {node for plan in ready for cut in plan.cuts for node in cut.inside}
+        for plan in sorted(ready, key=lambda plan: plan.after - plan.before):
+            later = any(region.ids in made for region in _firing(plan))  # of distinct items, their categories
+            if not later and self._goes(plan):
                 self.matches.append(_match(plan))
                 DistinctRows(self.context.editor).replace([cut for cut in plan.cuts if cut.inside])
                 return True
@@ -115,10 +118,10 @@ class _Work:
         region = plan.cuts[0].region
         lookup = region.lookups[0]
         tables = _names(region)
+        if not all(finder.is_data(cut.region.ids) for cut in plan.cuts):
+            return Miss(f"the ids of rows of {tables} do not come from the data: none need occur twice", lookup)
         if not _firing(plan) or (self.options.least_gain and not plan.gain >= self.options.least_gain):
             return _no_gain(plan, self.options)
-        if not all(finder.is_data(x.ids) for x in _firing(plan)):
-            return Miss(f"the ids of rows of {tables} do not come from the data: none need occur twice", lookup)
         lacking = [name for name in _OPERATORS if not self.context.supports(name)]
         if lacking:
             return Miss(f"the target has no kernel for {', '.join(lacking)}", lookup)

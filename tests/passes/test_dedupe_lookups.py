@@ -336,6 +336,29 @@ def test_the_gate(items: int, places: int, options: str, fires: bool) -> None:
     made.assert_parity()
 
 
+class Categories(nn.Module):
+    """Most of the work depends on the item's category alone, the rest on the item."""
+
+    def __init__(self, items: int, categories: int) -> None:
+        super().__init__()
+        self.items, self.categories = nn.Embedding(items, 8), nn.Embedding(categories, 32)
+        self.register_buffer("category_of", torch.randint(categories, (items,)))
+        self.mlp = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 32), nn.ReLU())
+        self.both = nn.Linear(40, 64)
+
+    def forward(self, given_ids: Tensor) -> Tensor:
+        category = self.mlp(self.categories(self.category_of[given_ids]))
+        return self.both(torch.cat([self.items(given_ids), category], -1))
+
+
+def test_categories_of_distinct_items_are_taken_after_the_items() -> None:
+    given_ids = ids(60, 200, below=9000)
+    made = PassBench(Categories(9000, 20), [(given_ids,)], passes=f"canonicalize,{DEDUPE}").assert_parity()
+    first, second = made.matches(DEDUPE)
+    assert "among 9,000 rows" in first.detail and "among 20 rows" in second.detail
+    assert rows_of_places(made) == []
+
+
 def test_the_estimate_is_what_draws_of_equal_probability_give() -> None:
     from gr_compile.passes.dedupe_lookups.profit import expected_distinct
 
