@@ -4,6 +4,7 @@ Importing this package registers them; call them as `torch.ops.gr.pack(...)`, an
 """
 
 from gr_compile.ops import (
+    distinct,
     dropout_share,
     jagged_attention,
     linear_cross_entropy,
@@ -21,6 +22,7 @@ from gr_compile.ops.score_program import ScoreProgram
 
 __all__ = [
     "ScoreProgram",
+    "distinct",
     "dropout_share",
     "jagged_attention",
     "linear_cross_entropy",
