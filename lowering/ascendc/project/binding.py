@@ -99,10 +99,11 @@ def _operand(port: Port, read: bool, row: Operator) -> str:
 
 def _made(row: Operator, result: Port, shape: Sequence[str]) -> str:
     """The memory of a result."""
-    ((what, words), *_) = calls(Formula("size", shape[0]))
-    if what == "gradient":
-        port, wanted = words
-        return f"gradient({port}, {wanted}, {port})"
+    for text in shape:
+        ((what, words), *_) = calls(Formula("size", text))
+        if what == "gradient":
+            port, wanted = words
+            return f"gradient({port}, {wanted}, {port})"
     return f"at::empty({_sizes(shape)}, {_options(row, result)})"
 
 
