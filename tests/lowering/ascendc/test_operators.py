@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gr_compile.lowering.ascendc.operators import OPERATORS, as_markdown
+from gr_compile.lowering.torchair.composed import COMPOSED
 
 NAMES = sorted(OPERATORS)
 WRITTEN = {
@@ -24,11 +25,9 @@ def ports(found):
 
 
 NO_ROW = {
-    "gr::dropout_share",  # no kernel of attention drops weights there
-    "gr::linear_cross_entropy", "gr::linear_cross_entropy_tokens", "gr::linear_cross_entropy_gradients",
-    "gr::other_tokens",
-}  # fmt: skip
-"""Operators that passes leave alone there: the target does not support them."""
+    "gr::dropout_share",  # no kernel of attention drops weights there: passes leave alone what needs it
+    *COMPOSED,
+}
 
 
 def test_every_operator_has_a_row():

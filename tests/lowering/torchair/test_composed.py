@@ -95,9 +95,8 @@ def test_no_value_of_a_graph_has_logits_of_the_whole_catalogue():
 
     graph = make_fx(gradients, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x, target, weight)
     shapes = [node.meta["val"].shape for node in graph.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
-    tokens = graph.graph.find_nodes(op="placeholder")[0].meta["val"].shape[0]
-    assert isinstance(tokens, torch.SymInt) and any(set(shape) == {tokens, 4096} for shape in shapes)
-    assert not any(set(shape) >= {tokens, 10000} for shape in shapes)
+    by_token = [{str(size) for size in shape if not isinstance(size, int)} and {*map(str, shape)} for shape in shapes]
+    assert any("4096" in sizes for sizes in by_token) and not any("10000" in sizes for sizes in by_token)
 
 
 def test_they_stand_for_the_operators():

@@ -5,11 +5,12 @@ Skipped, with the reason, where torch_npu's wheel cannot be had.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 import torch
-from cases import DEFAULT, MASKED, REPLAYED, SHIPPED, SLOW, Case
+from cases import DEFAULT, MASKED, NEGATIVES, REPLAYED, SHARED, SHIPPED, SLOW, Case
 from pbtxt import GeNode, read
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -83,7 +84,7 @@ class Outcome:
 def outcome(tmp_path_factory, request):
     slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
     cases = (*DEFAULT, *SLOW) if slow else DEFAULT
-    return Outcome((*cases, *MASKED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
+    return Outcome((*cases, *MASKED, *NEGATIVES, SHARED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
 
 
 CASES = [
@@ -253,6 +254,51 @@ def test_reads_by_masks_take_counts_as_inputs(outcome, case):
     outputs, _ = torch.load(outcome.scratch / str(case) / "ran.pt")
     model, batch = case.build()
     torch.testing.assert_close(outputs[0], model(**batch))
+
+
+# -------------------------------------------------------------------------------------------------- losses
+@pytest.mark.parametrize("case", NEGATIVES, ids=str)
+def test_logits_of_negatives_are_one_node_of_each_graph(outcome, case):
+    """A cosine and a dot product, positive and negatives together; the numbers are eager torch's, gradients too."""
+    described = outcome.described[str(case)]
+    assert described["largest_difference"] < 1e-5 and not described["fixed"]
+    (forward,), (backward,) = (
+        of_type(outcome.graph(case, part), kind)
+        for part, kind in (("forward", "GrSampledLogits"), ("backward", "GrSampledLogitsBackward"))
+    )
+    eps = 1e-6 if case.model == "hstu" else -1.0
+    for node in (forward, backward):
+        fed = node.named_inputs()
+        assert fed["query"] and fed["table"] and fed["ids"] and not fed["group"]
+        (number,) = re.findall(r"\bf: ([-\d.e]+)", node.attributes["eps"])
+        assert float(number) == pytest.approx(eps)
+    flags = [backward.flags(name) or [False] for name in ("need_query", "need_table")]
+    assert flags == [[True], [True]]
+    read = {edge for node in outcome.graph(case, "backward").values() for edge in node.inputs}
+    assert {f"{backward.name}:0", f"{backward.name}:1"} <= read
+    model, batch = case.build()
+    outputs, _ = torch.load(outcome.scratch / str(case) / "ran.pt")
+    torch.testing.assert_close(outputs[0], model(**batch), rtol=1e-4, atol=1e-5)
+
+
+def test_the_project_holds_the_kernels_of_sampled_logits(outcome, tmp_path):
+    case = NEGATIVES[0]
+    one, item = outcome.converted[str(case)], outcome.work[str(case)]
+    calls = [call for part in one.parts for call in outcome.attention(case, part.name)]
+    found = write_operators([(item.request.graph, item.known)], _types([one]), tmp_path, machine("910b1"), calls)
+    (tokens,) = item.counts
+    (entry,) = [entry for entry in found["kernels"] if entry["operator"] == "gr::sampled_logits"]
+    assert (entry["tiling"]["tokens"], entry["tiling"]["samples"], entry["tiling"]["cosine"]) == (tokens, 6, 1)
+    assert not found["without_kernel"]
+    written = {path.name for path in (tmp_path / "operators" / "op_kernel").iterdir()}
+    assert {"gr_sampled_logits", "gr_sampled_logits_backward"} <= written
+
+
+def test_shared_logits_are_lowered_by_a_sort_and_not_compared_with_the_model(outcome):
+    nodes, described = outcome.graph(SHARED), outcome.described[str(SHARED)]
+    assert len(of_type(nodes, "GrSampledLogits")) == len(of_type(nodes, "Sort")) == 1
+    assert described["largest_difference"] is None
+    assert "numbers were not compared: share-logits changed what the model computes" in described["notes"]
 
 
 # ------------------------------------------------------------------------------------------------- options
