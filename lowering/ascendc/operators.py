@@ -12,9 +12,9 @@ What the torch schema says is read from it, argument by argument, and not writte
     float?            an attribute: `NO_NUMBER` where there is none
 
 A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), the names of
-outputs, and the arguments that no kernel takes. GE gives all elements of a dynamic input one dtype; a list of tensors of several dtypes becomes one dynamic
-input a dtype, and the attribute `<name>_types` says in which order they stood: "float32,int64" (an operator's
-definition knows no list of strings).
+outputs, and the arguments that no kernel takes. GE gives all elements of a dynamic input one dtype; a list of tensors
+of several dtypes becomes one dynamic input a dtype, and the attribute `<name>_types` says in which order they stood:
+"float32,int64" (an operator's definition knows no list of strings).
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ _ROWS: tuple[Operator, ...] = (
         {**_SAMPLED, "y": "Q"}, _SAMPLED_TYPES, constants=frozenset({"padding"}), without=_COPIES,
     ),
     Operator(
-        "sampled_logits_backward", "the gradients of the query and of the table, each row summed in the order of its pairs",
+        "sampled_logits_backward", "the gradients of query and table, each row summed in the order of its pairs",
         {**_SAMPLED, "grad": "Q", "grad_query": "Q", "grad_table": "T"}, _SAMPLED_TYPES,
         results=("grad_query", "grad_table"), constants=frozenset({"padding"}), without=_COPIES,
     ),

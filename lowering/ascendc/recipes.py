@@ -117,7 +117,8 @@ _RECIPES = (
         "{tile} bytes a tile; {blocks} blocks share {elements} elements, 4096 or more each", meets=True,
     ),
     Recipe(
-        "gr::lookup_gradient", ("number(rows)", "size(grad, -1)"), ("common.h", "fill.h", "owned_rows.h", "lookup_gradient.cpp"),
+        "gr::lookup_gradient", ("number(rows)", "size(grad, -1)"),
+        ("common.h", "fill.h", "owned_rows.h", "lookup_gradient.cpp"),
         (
             *_fields(
                 rows="number(rows)", lookups="elements(ids)", features="size(grad, -1)", padding="attribute(padding)"

@@ -1,7 +1,8 @@
 """Recipes of sampled logits: rows of a table by their ids, a tile of (token, sample) pairs at a time.
 
-For each number of a tile of `tile` pairs the unified buffer holds two buffers of the table's dtype and float32 beside them;
-for each number of a query two buffers of its dtype and float32; for each pair 512 bytes of partial sums and numbers.
+For each number of a tile of `tile` pairs the unified buffer holds two buffers of the table's dtype and float32 beside
+them; for each number of a query two buffers of its dtype and float32; for each pair 512 bytes of partial sums and
+numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def _forward() -> tuple[Formula, ...]:
             spans="(tile + max(samples, 1) - 2) // max(samples, 1) + 1",
         ),
         local_formula("pairs", "tokens * samples"),
-        local_formula("blocks", "min(vector_cores, max(1, min(pairs, ceil_div(pairs * features * item(table), 8192))))"),
+        local_formula(
+            "blocks", "min(vector_cores, max(1, min(pairs, ceil_div(pairs * features * item(table), 8192))))"
+        ),
         local_formula("workspace", "0"),
     )
 
@@ -67,14 +70,15 @@ def _backward() -> tuple[Formula, ...]:
 SAMPLED_RECIPES = (
     Recipe(
         "gr::sampled_logits", ("size(query, 0)", "size(ids, 1)"), (*_HEAD, "sampled_logits.cpp"), _forward(),
-        "{tile} pairs of {width} columns a tile ({parts} parts a row), of {spans} tokens at most, two tiles in turn; {blocks} "
-        "blocks share {tokens} x {samples} pairs",
+        "{tile} pairs of {width} columns a tile ({parts} parts a row), of {spans} tokens at most, two tiles in turn; "
+        "{blocks} blocks share {tokens} x {samples} pairs",
     ),
     Recipe(
         "gr::sampled_logits_backward", ("gradient(query, need_query)",),
         ("common.h", "fill.h", "tokens.h", "owned_rows.h", "sampled.h", "sampled_logits_backward.cpp"), _backward(),
-        "{tile} pairs of {width} columns a tile ({parts} parts a row); {blocks} blocks share {tokens} tokens, and own groups "
-        "of {group} rows in turn: each reads all {tokens} x {samples} ids, and a row that most pairs want bounds the time",
+        "{tile} pairs of {width} columns a tile ({parts} parts a row); {blocks} blocks share {tokens} tokens, and own "
+        "groups of {group} rows in turn: each reads all {tokens} x {samples} ids, and a row that most pairs want "
+        "bounds the time",
         others=(("gradient(table, need_table)",),),
     ),
 )  # fmt: skip

@@ -25,7 +25,6 @@ from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair.sizes import prepare
 from gr_compile.pipeline import Pipeline
 
-
 _NO_WORK = frozenset({"gr::sampled_logits"})  # work.py does not know what it costs
 
 

@@ -5,8 +5,8 @@
 
 Blocks are parts of the catalogue, whose size is the model's: a graph holds each of them, whatever T is. There are 32 at
 most, of 4096 items at least: the largest value of a graph is [T, V / 32] where V is 131,072 or more, and never [T, V]
-where V is above 4096. Where there are several blocks, the gradients make the logits of each again: the log-sum-exp of the
-whole comes first.
+where V is above 4096. Where there are several blocks, the gradients make the logits of each again: the log-sum-exp of
+the whole comes first.
 
 A target that is no row of the table makes its token's loss NaN, where the operators in torch raise an IndexError.
 """
@@ -59,8 +59,10 @@ class _Loss:
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """First item and number of items."""
+        """First item and number of items; of a size of the call, which a graph cannot count, there is one."""
         items = self.table.shape[0]
+        if not isinstance(items, int) or items <= _FEWEST_ITEMS:
+            return [(0, items)]
         step = max(_FEWEST_ITEMS, -(-items // _MOST_BLOCKS))
         return [(first, min(step, items - first)) for first in range(0, items, step)]
 
@@ -147,30 +149,21 @@ class _Loss:
         return summed
 
 
-def _loss(*operands: Any) -> _Loss | None:
-    """None where a graph cannot hold the blocks: the catalogue is empty, or of a size of the call."""
-    loss = _Loss(*operands)
-    items = loss.table.shape[0]
-    return loss if isinstance(items, int) and items else None
-
-
-def linear_cross_entropy_tokens(*operands: Any) -> Any:
+def linear_cross_entropy_tokens(*operands: Any) -> Tensor:
     """What each token counts, [T]."""
-    loss = _loss(*operands)
-    return NotImplemented if loss is None else loss.losses()
+    return _Loss(*operands).losses()
 
 
-def linear_cross_entropy(*operands: Any) -> Any:
+def linear_cross_entropy(*operands: Any) -> Tensor:
     """The sum over tokens."""
-    loss = _loss(*operands)
-    return NotImplemented if loss is None else loss.losses().sum()
+    return _Loss(*operands).losses().sum()
 
 
-def linear_cross_entropy_gradients(*operands: Any) -> Any:
+def linear_cross_entropy_gradients(*operands: Any) -> tuple[Tensor, ...]:
     """The sum over tokens, and its gradients of x, table and bias."""
     *given, needs = operands
-    loss = _loss(*given)
-    return NotImplemented if loss is None else (loss.losses().sum(), *loss.gradients(needs))
+    loss = _Loss(*given)
+    return (loss.losses().sum(), *loss.gradients(needs))
 
 
 COMPOSED: Mapping[str, Callable[..., Any]] = {

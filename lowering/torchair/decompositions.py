@@ -15,7 +15,8 @@ aten = torch.ops.aten
 
 
 def decompositions(has_converter: Callable[[Any], bool]) -> dict[Any, Callable[..., Any]]:
-    """Ours, those of gr:: operators without a node, and torch's own where an ATen operator has one in terms of ATen there, and no converter here."""
+    """Ours, those of gr:: operators without a node, and torch's own where an ATen operator has one in terms of ATen
+    there, and no converter here."""
     table: Mapping[Any, Callable[..., Any]] = decomposition_table
     theirs = {
         op: formula for op, formula in table.items()

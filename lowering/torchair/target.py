@@ -186,8 +186,9 @@ class Work:
         self.incomparable = incomparable(graph)
         self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
         self.request = Request(
-            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.incomparable,
-            mode, {choice.program: choice.attributes for choice in self.choices if choice.attributes},
+            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic,
+            not self.incomparable, mode,
+            {choice.program: choice.attributes for choice in self.choices if choice.attributes},
         )  # fmt: skip
 
     def finish(self, converted: Converted, scratch: Path, folder: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Operators that GE's own compute: what they are composed of gives what the operators give, in torch and in any graph."""
 
+import itertools
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -71,11 +73,23 @@ def test_a_target_that_is_no_row_is_nan(bad):
     assert loss.isnan() and grad_x.isnan().any(1).tolist() == [False, False, True, False]
 
 
-def test_a_catalogue_without_items_is_left_alone():
+def test_nothing_of_nothing():
     args = [torch.ones(0, 3), torch.ones(0, 3), None, torch.ones(0, dtype=torch.int64), torch.ones(0), 1.0]
-    assert composed.linear_cross_entropy(*args) is NotImplemented
-    assert composed.linear_cross_entropy_tokens(*args) is NotImplemented
-    assert composed.linear_cross_entropy_gradients(*args, [True] * 3) is NotImplemented
+    assert composed.linear_cross_entropy_tokens(*args).shape == (0,)
+    loss, *grads = composed.linear_cross_entropy_gradients(*args, [True] * 3)
+    assert loss == 0 and [tuple(grad.shape) for grad in grads] == [(0, 3), (0, 3), (0,)]
+
+
+def test_a_catalogue_of_a_size_of_the_call_is_one_block():
+    args = operands(6, 50, 8, torch.float32, True)
+
+    def gradients(*tensors):
+        return composed.linear_cross_entropy_gradients(*tensors, 0.7, [True] * 3)
+
+    graph = make_fx(gradients, tracing_mode="symbolic")(*args[:5])
+    more = operands(9, 5000, 8, torch.float32, True)
+    for got, want in zip(graph(*more[:5]), gr.linear_cross_entropy_gradients(*more, [True] * 3), strict=True):
+        same(got, want, torch.float32)
 
 
 @pytest.mark.parametrize(("items", "blocks"), [(1, 1), (4096, 1), (4097, 2), (50_000, 13), (131_072, 32), (10**7, 32)])
@@ -84,7 +98,7 @@ def test_a_catalogue_is_cut_into_blocks(items, blocks):
     loss = composed._Loss(x, torch.empty(items, 4, device="meta"), None, x, x, 1.0)
     found = loss.blocks
     assert len(found) == blocks and found[0][0] == 0 and sum(count for _, count in found) == items
-    assert all(a + n == b for (a, n), (b, _) in zip(found, found[1:]))
+    assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(found))
 
 
 def test_no_value_of_a_graph_has_logits_of_the_whole_catalogue():
