@@ -143,6 +143,14 @@ def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     return x
 
 
+def softplus(x: Tensor, beta: Any = 1, threshold: Any = 20) -> Any:
+    """log(1 + exp(beta x)) / beta, in float32 for halves; x itself where that differs from it by nothing."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    scaled = wide * beta
+    large = scaled > threshold
+    return torch.where(large, wide, torch.log1p(torch.exp(scaled.masked_fill(large, 0))) / beta).to(x.dtype)
+
+
 OURS: Mapping[Any, Callable[..., Any]] = {
     aten.__rshift__.Scalar: shift_right,
     aten.amax.default: amax,
@@ -160,5 +168,6 @@ OURS: Mapping[Any, Callable[..., Any]] = {
     aten.randint.low: randint,
     aten.repeat_interleave.Tensor: repeat_interleave,
     aten.roll.default: roll,
+    aten.softplus.default: softplus,
     aten.sub.Scalar: sub_scalar,
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from loss_models import SAMPLED, Recommender, batch, sampled_softmax
 from pass_bench import PassBench
 
+import gr_compile
 from gr_compile.constants import Constants
 from gr_compile.editor import GraphEditor
 from gr_compile.graph_pass import GraphReport, PassRecord
+from gr_compile.lowering.torchair import files
 from gr_compile.lowering.torchair.target import AscendLowering
 from gr_compile.optimize import _compiled
 from gr_compile.pipeline import PassContext, Pipeline, run_pipeline
@@ -60,3 +64,19 @@ def test_a_target_without_the_operator_keeps_the_loss() -> None:
 def test_every_loss_is_fused_for_ascend_as_for_inductor(loss: str) -> None:
     ours, theirs = (record(target, loss=SAMPLED[loss]).operators_after for target in ("ascend", "inductor"))
     assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_every_loss_is_lowered_for_ascend(loss: str, tmp_path: Path) -> None:
+    """One node forward and one backward, and the model's own numbers and gradients."""
+    try:
+        files.fetch()
+    except files.TorchairMissing as error:
+        pytest.skip(str(error))
+    inputs = [x.float() if x.is_floating_point() else x for x in batch([5, 3, 0], 5, 4)]
+    found = gr_compile.lower(Recommender(SAMPLED[loss]), *inputs, target="ascend", out=tmp_path / "out", training=True)
+    (graph,) = found["graphs"]
+    forward, backward = (part["operators"] for part in graph["parts"])
+    assert forward["GrSampledLogits"] == backward["GrSampledLogitsBackward"] == 1
+    assert graph["largest_difference"] < 1e-5 and not graph["fixed"] and not found["operators"]["without_kernel"]

@@ -43,6 +43,9 @@ CALLS = {
     "roll, back and far": (aten.roll.default, (X, [-1, 5], [0, 1])),
     "roll, all elements": (aten.roll.default, (X, [2])),
     "roll, nothing": (aten.roll.default, (X[:0], [1], [0])),
+    "softplus": (aten.softplus.default, (torch.linspace(-200, 200, 999),)),
+    "softplus, halves": (aten.softplus.default, (torch.linspace(-30, 30, 99).half(),)),
+    "softplus, steep": (aten.softplus.default, (torch.linspace(-30, 30, 99).double(), 2.5, 8.0)),
     "sub": (aten.sub.Scalar, (X, 2)),
     "sub, scaled": (aten.sub.Scalar, (X, 2, 3)),
 }  # fmt: skip
