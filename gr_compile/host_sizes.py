@@ -57,7 +57,7 @@ _WHOLE = {
     aten.min.default, aten.count_nonzero.default, aten.count_nonzero.dim_IntList, aten.searchsorted.Tensor,
     aten.bucketize.Tensor, aten.logical_and.default, aten.logical_or.default, aten.logical_not.default,
     torch.ops.gr.suffix_any.default, torch.ops.gr.segment_sum.default, torch.ops.gr.segment_expand.default,
-    torch.ops.gr.true_places.default,
+    torch.ops.gr.true_places.default, torch.ops.gr.occurring.default, torch.ops.gr.numbered.default,
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     found = dict(select_decomp_table())
     found[aten.embedding_dense_backward.default] = _table_gradient(found[aten.embedding_dense_backward.default])
     found[aten.silu_backward.default] = silu_backward
+    found[torch.ops.gr.dequantize.default] = dequantize
     for product in _PRODUCTS:
         found[product] = _half_product(product, found.get(product))
     found[aten.bmm.default] = _counted_rows(found[aten.bmm.default])
@@ -50,6 +51,14 @@ def silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     On the CPU Inductor writes the value of an exp that is read twice to memory, as large as the activations.
     """
     return grad * torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))
+
+
+def dequantize(stored: Tensor, scale: Tensor | None, like: Tensor) -> Tensor:
+    """In the loop that reads it; a backward makes it again from what is stored, and `like` is not kept for it."""
+    if scale is None:
+        return stored.to(like.dtype)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return (stored.to(wide) * scale.to(wide)).to(like.dtype)
 
 
 def _counted_rows(usual: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,6 +120,8 @@ class DimensionProvenance:
             packed = self._dims[node.args[0]]  # type: ignore[index]
             batch, length, _ = self._places_of(node.args[1], value.shape, node.args[0].meta["val"].shape[0])  # type: ignore[arg-type,union-attr]
             return [batch, length, *packed[1:]]
+        if node.target is torch.ops.gr.numbered.default:
+            return list(self._dims[node.args[0]])  # type: ignore[index]
         return self._fresh_dims(value)
 
     def _places_of(self, index: fx.Node, dense: Any, tokens: Any) -> tuple[Dim, Dim, Dim]:

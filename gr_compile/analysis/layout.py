@@ -1,4 +1,4 @@
-"""Layout of every value with respect to one raggedness (a batch dimension B and a sequence dimension N).
+"""Layout of every value with respect to places: those of one raggedness (a batch and a sequence dimension), or of ids.
 
 `TOKENS` values have a place for every (b, n). An operator is *local* when its value at (b, n) reads its operands only
 at that (b, n), at b, at n, or nowhere: then it can run on packed tokens [T, ...] instead of [B, N, ...].
@@ -31,34 +31,33 @@ class Layout(Enum):
     OTHER = "places in another form (pairs of places, places twice)"
 
 
-class TokenLayout:
-    """Layouts and locality for one pair (batch, sequence) of index spaces.
+class PlaceLayout:
+    """Layouts and locality for the index spaces `places`: those of a tensor of ids, say.
 
     `sampled`: products of tokens with several looked-up rows of their sequence are local, too: a later pass reads each
     row where it is multiplied.
     """
 
-    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom, sampled: bool = False) -> None:
-        self.dims, self.batch, self.sequence, self.sampled = dims, batch, sequence, sampled
+    def __init__(self, dims: DimensionProvenance, places: tuple[Atom, ...], sampled: bool = False) -> None:
+        self.dims, self.places, self.sampled = dims, places, sampled
 
     def of(self, node: fx.Node) -> Layout:
-        """The layout of a tensor node."""
+        """The layout of a tensor node: TOKENS, DENSE or OTHER."""
         if not self.dims.known(node):
             return Layout.OTHER
         atoms = [atom for dim in self.dims.of(node) for atom in dim]
-        counts = atoms.count(self.batch), atoms.count(self.sequence)
-        table = {(1, 1): Layout.TOKENS, (1, 0): Layout.SEQUENCE, (0, 1): Layout.POSITION, (0, 0): Layout.DENSE}
-        return table.get(counts, Layout.OTHER)
+        counts = {atoms.count(place) for place in self.places}
+        return {frozenset({1}): Layout.TOKENS, frozenset({0}): Layout.DENSE}.get(frozenset(counts), Layout.OTHER)
 
     def has_place(self, dim: Dim) -> bool:
-        """Whether a dimension runs over sequences or positions."""
-        return self.batch in dim or self.sequence in dim
+        """Whether a dimension runs over places."""
+        return any(place in dim for place in self.places)
 
     def rest(self, node: fx.Node) -> list[tuple[int, Dim]]:
-        """The dimensions that stay when places are packed: (dimension, its atoms without B and N)."""
+        """The dimensions that stay when places are packed: (dimension, its atoms that are no places)."""
         kept = []
         for position, dim in enumerate(self.dims.of(node)):
-            others = tuple(a for a in dim if a is not self.batch and a is not self.sequence)
+            others = tuple(a for a in dim if a not in self.places)
             if others or not self.has_place(dim):
                 kept.append((position, others))
         return kept
@@ -209,6 +208,23 @@ class TokenLayout:
         if isinstance(source, (ops.Reduce, ops.Along)):
             return self.of(source.source) is Layout.TOKENS and self._free_of_places(source.source, source.dims)
         return False
+
+
+class TokenLayout(PlaceLayout):
+    """Layouts and locality for one pair (batch, sequence) of index spaces."""
+
+    def __init__(self, dims: DimensionProvenance, batch: Atom, sequence: Atom, sampled: bool = False) -> None:
+        super().__init__(dims, (batch, sequence), sampled)
+        self.batch, self.sequence = batch, sequence
+
+    def of(self, node: fx.Node) -> Layout:
+        """The layout of a tensor node; SEQUENCE and POSITION too."""
+        if not self.dims.known(node):
+            return Layout.OTHER
+        atoms = [atom for dim in self.dims.of(node) for atom in dim]
+        counts = atoms.count(self.batch), atoms.count(self.sequence)
+        table = {(1, 1): Layout.TOKENS, (1, 0): Layout.SEQUENCE, (0, 1): Layout.POSITION, (0, 0): Layout.DENSE}
+        return table.get(counts, Layout.OTHER)
 
 
 def is_floating(node: fx.Node) -> bool:

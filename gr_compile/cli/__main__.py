@@ -12,7 +12,7 @@ import typer
 
 from gr_compile.cli.output import CommandError
 
-COMMANDS = ("demo", "train", "bench", "data", "explain", "bisect", "diff", "passes", "lower", "doctor",
+COMMANDS = ("demo", "train", "bench", "data", "explain", "calibrate", "bisect", "diff", "passes", "lower", "doctor",
             "estimate")  # fmt: skip
 HELP = "A compiler for generative-recommendation models: padded PyTorch in, jagged fused operators out."
 

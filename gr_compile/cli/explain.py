@@ -166,3 +166,17 @@ def inputs_of(module: ModuleType, expression: str) -> tuple[tuple[Any, ...], dic
     if isinstance(made, dict):
         return (), made
     return (tuple(made) if isinstance(made, (tuple, list)) else (made,)), {}
+
+
+def batches_of(module: ModuleType, inputs: str, batches: str) -> list[Any]:
+    """Batches from an expression that gives several, or the one that `inputs` or the file gives."""
+    if not batches:
+        args, kwargs = inputs_of(module, inputs)
+        return [kwargs or args]
+    if inputs:
+        raise CommandError("--inputs is one batch, --batches are several: say one of them")
+    made = _evaluate(module, batches, "--batches")
+    try:
+        return [batch if isinstance(batch, (tuple, dict)) else (batch,) for batch in made]
+    except TypeError:
+        raise CommandError(f"--batches: expected batches, got {type(made).__name__}") from None

@@ -77,6 +77,12 @@ def train(
     negatives: Annotated[
         int, typer.Option(help="Sampled softmax with so many a target; 0: all items.", rich_help_panel=TRAINING)
     ] = 0,
+    share: Annotated[
+        int, typer.Option(help="K times as many --negatives: other tokens'.", rich_help_panel=TRAINING)
+    ] = 1,
+    fp16: Annotated[
+        str, typer.Option(help="In 16 bits: negatives+embeddings+activations.", rich_help_panel=TRAINING)
+    ] = "",
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast.", rich_help_panel=TRAINING)] = False,
     seed: SeedOption = 0,
     deterministic: Annotated[
@@ -136,10 +142,36 @@ def train(
             checkpoint_every=checkpoint_every,
             device=device,
         ),
-        passes=passes,
+        passes=with_loss_passes(passes, kind, negatives, share, fp16),
         dump=dump,
     )
     write_json(json_file, "train", run_job(Output(), job, checkpoint, resume))
+
+
+def with_loss_passes(passes: str, kind: str, negatives: int, share: int, fp16: str) -> str:
+    """The pipeline with what --share and --fp16 ask for.
+
+    Raises:
+        CommandError: they are asked of a run that has no passes, or no negatives.
+    """
+    sites = [site.strip() for site in fp16.replace(",", "+").split("+") if site.strip()]
+    if share < 1:
+        raise CommandError(f"--share {share}: at least 1, which shares nothing")
+    for option, given, needs_negatives in (("--share", share > 1, True), ("--fp16", bool(sites), "negatives" in sites)):
+        if given and kind != "optimized":
+            raise CommandError(f"{option} is for --run optimized: it is a pass")
+        if given and needs_negatives and not negatives:
+            raise CommandError(f"{option} needs --negatives: there are none to share or store")
+    if share > 1:
+        passes += f",share-logits{{expansion={share}}}"
+    return passes + (f",insert-fp16{{sites={'+'.join(sites)}}}" if sites else "")
+
+
+def objective(passes: str) -> list[str]:
+    """The passes of a pipeline that change what is trained: a checkpoint is continued with the same ones."""
+    from gr_compile.pipeline import Pipeline
+
+    return [item.text() for item in Pipeline.parse(passes).passes if item.numerics == "changes-objective"]
 
 
 def checked_kind(kind: str) -> Kind:
@@ -165,7 +197,7 @@ def run_job(output: Output, job: Any, checkpoint: Path | None, resume: bool) -> 
         data = load(job.data)
         case = build_seeded(job.model, job.settings, data.num_items)
         run = make_run(job.kind, case, job.passes, job.dump)
-        identity = {"model": asdict(job.model)}
+        identity = {"model": asdict(job.model), "objective": objective(job.passes)}
         reporter = ConsoleReporter(progress)
         trainer = Trainer(case, run, data, job.settings, reporter, checkpoint, identity)
         if resume:

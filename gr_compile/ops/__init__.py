@@ -4,6 +4,7 @@ Importing this package registers them; call them as `torch.ops.gr.pack(...)`, an
 """
 
 from gr_compile.ops import (
+    distinct,
     dropout_share,
     jagged_attention,
     linear_cross_entropy,
@@ -12,13 +13,16 @@ from gr_compile.ops import (
     other_tokens,
     pack,
     places,
+    quantize,
     sampled_logits,
     silu_split,
+    stored_rows,
 )
 from gr_compile.ops.score_program import ScoreProgram
 
 __all__ = [
     "ScoreProgram",
+    "distinct",
     "dropout_share",
     "jagged_attention",
     "linear_cross_entropy",
@@ -27,6 +31,8 @@ __all__ = [
     "other_tokens",
     "pack",
     "places",
+    "quantize",
     "sampled_logits",
     "silu_split",
+    "stored_rows",
 ]

@@ -120,12 +120,17 @@ class Trainer:
     def evaluate(self, split: Split) -> Quality:
         """HR@k and NDCG@k of a split."""
         start = time.perf_counter()
+        found = self.ranks(split)
+        self._evaluate_seconds += time.perf_counter() - start
+        return quality(found, self.settings.top_k)
+
+    def ranks(self, split: Split) -> torch.Tensor:
+        """[U] int64: how many items stand before each user's target; 0 is the best."""
         found = []
         for batch, logits in self._scored(split):
             seen = batch.item_ids if self.settings.filter_history else None
             found.append(ranks(logits, batch.last_targets, seen).cpu())
-        self._evaluate_seconds += time.perf_counter() - start
-        return quality(torch.cat(found), self.settings.top_k)
+        return torch.cat(found)
 
     def top_items(self, split: Split) -> torch.Tensor:
         """[U, k] int64: the items recommended to each user of a split, best first."""

@@ -1,7 +1,8 @@
 """`gr::sampled_logits` and its backward on the CPU: rows are read where they lie, no [T, R, D] is made.
 
-The table's gradient is zeros whose pages come as rows are written; where the table has one already, and nobody can
-tell the difference, rows are added to that (gr_compile.lowering.cpu.accumulated).
+Rows may lie in a copy of the table in another dtype. The table's gradient is zeros whose pages come as rows are
+written; where the table has one already, and nobody can tell the difference, rows are added to that
+(gr_compile.lowering.cpu.accumulated).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gr_compile.ops.sampled_logits import (
 )
 
 _SIZES = ("threads", "tokens", "groups", "samples", "rows", "features", "width", "query_row", "table_row", "grad_row")
-_POINTERS = ("query", "grad", "table", "ids", "group", "logits", "grad_query", "grad_table")
+_POINTERS = ("query", "grad", "table", "scale", "ids", "group", "logits", "grad_query", "grad_table")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDTH = 16  # rows of queries are whole vectors of any machine
 _MOST_PLACES = 2**32 - 1  # lookups, which the kernel counts in 32 bits
@@ -41,15 +42,15 @@ class Arguments(ctypes.Structure):
     """`SampledArgs` of runtime/sampled_logits.h, in its order."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in (*_SIZES, "padding", "normalized", "adds")),
+        *((name, ctypes.c_int64) for name in (*_SIZES, "padding", "normalized", "adds", "scale_step")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_int64) for name in (*_POINTERS, "bad")),
     ]
 
 
-def source(table: torch.dtype, ids: torch.dtype, backward: bool) -> str:
-    """The translation unit for a table and ids of given dtypes."""
-    types = f"typedef {ELEMENT[table]} TT;\ntypedef {ELEMENT[ids]} IT;"
+def source(rows: torch.dtype, table: torch.dtype, ids: torch.dtype, backward: bool) -> str:
+    """The translation unit for rows that are read, the table that takes their gradient, and ids of given dtypes."""
+    types = f"typedef {ELEMENT[rows]} TT;\ntypedef {ELEMENT[table]} GT;\ntypedef {ELEMENT[ids]} IT;"
     tail = runtime(f"sampled_logits_{'backward' if backward else 'forward'}.h")
     parts = [runtime("vector.h"), types, runtime("memory.h"), runtime("sampled_logits.h"), tail]
     return registered(parts, _entry_name(backward))
@@ -61,20 +62,22 @@ def _entry_name(backward: bool) -> str:
 
 @functools.lru_cache(maxsize=16)
 def kernel(
-    table: torch.dtype, ids: torch.dtype, backward: bool
+    rows: torch.dtype, table: torch.dtype, ids: torch.dtype, backward: bool
 ) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
     """The entry of a kernel; None where the reference has to do."""
-    return entry(lambda: source(table, ids, backward), _entry_name(backward))
+    return entry(lambda: source(rows, table, ids, backward), _entry_name(backward))
 
 
 class _Call:
     """One call's arguments; the object keeps alive what they point to."""
 
     def __init__(
-        self, query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int
-    ) -> None:
-        self.query = _float_rows(query)
-        self.table, self.ids = whole_rows(table), ids.contiguous()
+        self, query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int,
+        stored: Tensor | None, scale: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.query, self.whole = _float_rows(query), table
+        self.table, self.ids = whole_rows(table if stored is None else stored), ids.contiguous()
+        self.scale = None if scale is None else scale.contiguous()
         self.group = None if group is None else group.to(torch.int64).contiguous()
         self.kept: list[Tensor] = []
         a = self.arguments = Arguments()
@@ -84,7 +87,8 @@ class _Call:
         a.rows, a.features = table.shape
         a.query_row, a.table_row = self.query.stride(0), self.table.stride(0)
         a.normalized, a.eps = eps is not None, eps or 0.0
-        for name in ("query", "table", "ids", "group"):
+        a.scale_step = scale is not None and scale.shape[0] > 1
+        for name in ("query", "table", "scale", "ids", "group"):
             self.point(name, getattr(self, name))
 
     def point(self, name: str, to: Tensor | None) -> None:
@@ -107,8 +111,9 @@ class _Call:
 
     def table_gradient(self, into_leaf: bool) -> Tensor:
         """What the gradient of the table is written to: what it has accumulated, or zeros."""
-        taken = take_gradient(self.table) if into_leaf else None
-        made = zero_rows(self.table.shape[0], self.table.shape[1], self.table.dtype) if taken is None else taken
+        table = self.whole
+        taken = take_gradient(table) if into_leaf else None
+        made = zero_rows(table.shape[0], table.shape[1], table.dtype) if taken is None else taken
         self.arguments.adds = taken is not None
         self.point("grad_table", made)
         return made
@@ -116,7 +121,7 @@ class _Call:
     def give_back(self, grad_table: Tensor) -> None:
         """Undo `table_gradient` where nothing was written."""
         if self.arguments.adds:
-            self.table.grad = grad_table
+            self.whole.grad = grad_table
 
     def run(self, function: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]
         """Write the results. MemoryError, IndexError: nothing is written."""
@@ -135,21 +140,26 @@ def _float_rows(x: Tensor) -> Tensor:
     return whole_rows(F.pad(x.float(), (0, missing)) if missing else x.float())
 
 
-def _found(query: Tensor, table: Tensor, ids: Tensor, backward: bool) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
-    dtypes = query.dtype in _DTYPES and table.dtype in _DTYPES
+def _found(
+    query: Tensor, table: Tensor, ids: Tensor, stored: Tensor | None, backward: bool
+) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
+    rows = table if stored is None else stored
+    dtypes = all(x.dtype in _DTYPES for x in (query, table, rows))
     sizes = query.numel() and table.numel() and 0 < ids.numel() <= _MOST_PLACES
-    return kernel(table.dtype, ids.dtype, backward) if enabled() and dtypes and sizes else None
+    return kernel(rows.dtype, table.dtype, ids.dtype, backward) if enabled() and dtypes and sizes else None
 
 
 def sampled_logits(
-    query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int
-) -> Tensor:
+    query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int,
+    stored: Tensor | None = None, scale: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The CPU's `gr::sampled_logits`."""
-    check_operands(query, table, ids, group, eps, padding)
-    found = _found(query, table, ids, backward=False)
+    operands = (query, table, ids, group, eps, padding, stored, scale)
+    check_operands(*operands)
+    found = _found(query, table, ids, stored, backward=False)
     if found is None:
-        return sampled_logits_reference(query, table, ids, group, eps, padding)
-    call = _Call(query, table, ids, group, eps, padding)
+        return sampled_logits_reference(*operands)
+    call = _Call(*operands)
     logits = call.made("logits", ids.shape[1])
     call.run(found)
     return logits.to(query.dtype)
@@ -157,16 +167,16 @@ def sampled_logits(
 
 def sampled_logits_backward(
     grad: Tensor, query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int,
-    into_leaf: bool, need_query: bool, need_table: bool,
+    into_leaf: bool, need_query: bool, need_table: bool, stored: Tensor | None = None, scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The CPU's `gr::sampled_logits_backward`."""
-    operands = (query, table, ids, group, eps, padding)
-    check_operands(*operands)
+    operands, copies = (query, table, ids, group, eps, padding), (stored, scale)
+    check_operands(*operands, *copies)
     check_gradient(grad, query, ids)
-    found = _found(query, table, ids, backward=True)
+    found = _found(query, table, ids, stored, backward=True)
     if found is None:
-        return sampled_logits_backward_reference(grad, *operands, into_leaf, need_query, need_table)
-    call = _Call(*operands)
+        return sampled_logits_backward_reference(grad, *operands, into_leaf, need_query, need_table, *copies)
+    call = _Call(*operands, *copies)
     call.gradient(grad)
     grad_query = call.made("grad_query", call.query.shape[1]) if need_query else query.new_empty(0)
     grad_table = call.table_gradient(into_leaf) if need_table else table.new_empty(0)

@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from gr_compile.analysis import operators as ops
 from gr_compile.analysis.dims import Atom
-from gr_compile.analysis.layout import Layout, TokenLayout
+from gr_compile.analysis.layout import Layout, PlaceLayout, TokenLayout
 from gr_compile.editor import GraphEditor
 from gr_compile.passes.ragged import PackedIndex
 from gr_compile.sizes import same_sizes
@@ -20,51 +20,23 @@ from gr_compile.sizes import same_sizes
 aten = torch.ops.aten
 
 
-class Packer:
-    """Makes packed values. `packable` are those computed on tokens; all others are gathered from their dense form.
-    `decided`: selections by a mask that are, at all packed places, the same operand."""
+class RowForms:
+    """Makes the packed form of values that are computed place by place, from those of the values they are made of."""
 
-    def __init__(
-        self, editor: GraphEditor, layout: TokenLayout, packable: set[fx.Node], index: PackedIndex,
-        decided: Mapping[fx.Node, fx.Node] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
-        self.editor, self.layout, self.packable, self.index = editor, layout, packable, index
-        self.decided = decided
+    def __init__(self, editor: GraphEditor, layout: PlaceLayout) -> None:
+        self.editor, self.layout = editor, layout
         self._packed: dict[fx.Node, fx.Node] = {}
         self._sources: dict[fx.Node, fx.Node] = {}
 
-    # ------------------------------------------------------------------------------------------ in and out
     def packed(self, node: fx.Node) -> fx.Node:
         """The packed form of a TOKENS value."""
         if node not in self._packed:
             with self.editor.at(like=node):
-                if node in self.decided:
-                    self._packed[node] = self.packed(self.decided[node])
-                elif node in self.packable and self.layout.is_local(node):
-                    self._packed[node] = self._compute(node)
-                else:
-                    self._packed[node] = self._gather_places(node)
+                self._packed[node] = self._form(node)
         return self._packed[node]
 
-    def unpacked(self, node: fx.Node, fill: float | bool, row: fx.Node | None = None) -> fx.Node:
-        """The dense form of a packed value, in the dimensions of `node`; places that are not kept hold `fill`, or `row`
-        ([1, *rest])."""
-        with self.editor.at(like=node):
-            index = self.index
-            dense = self.editor.call(
-                torch.ops.gr.unpack.default, self.packed(node), index.flat, index.batch_size, index.length, fill
-            )
-            if row is not None:
-                mask = index.mask
-                for _ in self.layout.rest(node):
-                    mask = self.editor.call(aten.unsqueeze.default, mask, -1)
-                dense = self.editor.call(aten.where.self, mask, dense, self.editor.call(aten.unsqueeze.default, row, 0))
-            return self.arrange_back(dense, node, [self.layout.batch, self.layout.sequence])
-
-    def _gather_places(self, node: fx.Node) -> fx.Node:
-        dense = self.arrange(node, [self.layout.batch, self.layout.sequence])
-        made: fx.Node = self.editor.call(torch.ops.gr.pack.default, dense, self.index.flat)
-        return made
+    def _form(self, node: fx.Node) -> fx.Node:
+        return self._compute(node)
 
     def arrange(self, node: fx.Node, first: list[Atom]) -> fx.Node:
         """`node` with the given index spaces as leading dimensions and its other dimensions behind, in their order."""
@@ -118,26 +90,14 @@ class Packer:
         """An operand of a broadcasting operator in a form that broadcasts against the packed output."""
         if not isinstance(operand, fx.Node) or not isinstance(operand.meta.get("val"), torch.Tensor):
             return operand
-        layout = self.layout.of(operand)
-        if layout is Layout.TOKENS:
-            value, first = self.packed(operand), [self.layout.batch, self.layout.sequence]
-        elif layout is Layout.SEQUENCE:
-            value, first = (
-                self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)),
-                [self.layout.batch],
-            )
-        elif layout is Layout.POSITION:
-            value, first = (
-                self._at_tokens(operand, self.layout.sequence, self.index.position(self.editor)),
-                [self.layout.sequence],
-            )
-        else:
-            value, first = operand, []
+        value, first = self._operand(operand)
         return self._fit(value, operand, node, first)
 
-    def _at_tokens(self, operand: fx.Node, atom: Atom, places: fx.Node) -> fx.Node:
-        made: fx.Node = self.editor.call(aten.index_select.default, self.arrange(operand, [atom]), 0, places)
-        return made
+    def _operand(self, operand: fx.Node) -> tuple[fx.Node, list[Atom]]:
+        """A form of an operand with a row for each place, and the index spaces that the rows stand for; or as it is."""
+        if self.layout.of(operand) is Layout.TOKENS:
+            return self.packed(operand), list(self.layout.places)
+        return operand, []
 
     def _fit(self, value: fx.Node, operand: fx.Node, node: fx.Node, first: list[Atom]) -> fx.Node:
         """Drop dimensions that stood at places, add dimensions of size 1 for those the operand lacks."""
@@ -235,14 +195,10 @@ class Packer:
 
     def _labelled(self, operand: fx.Node, labels: str, kind: ops.Contract, out: list[str]) -> tuple[fx.Node, str]:
         summed = [c for c in kind.left_labels if c in kind.right_labels and c not in kind.out_labels]
-        if self.layout.of(operand) is Layout.TOKENS:
-            rest = [labels[position] for position, _ in self.layout.rest(operand)]
-            return self.packed(operand), "t" + "".join(rest)
-        if self.layout.of(operand) is Layout.SEQUENCE:
-            rest = [labels[position] for position, _ in self.layout.rest(operand)]
-            return self._at_tokens(operand, self.layout.batch, self.index.batch(self.editor)), "t" + "".join(rest)
+        value, first = self._operand(operand)
+        if first:
+            return value, "t" + "".join(labels[position] for position, _ in self.layout.rest(operand))
         kept = [k for k, c in enumerate(labels) if c in out or c in summed]
-        value = operand
         for k in reversed([k for k in range(len(labels)) if k not in kept]):
             value = self.editor.call(aten.squeeze.dim, value, k)
         return value, "".join(labels[k] for k in kept)
@@ -317,6 +273,56 @@ class Packer:
         assert isinstance(kind, ops.Items)
         names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
         return self.editor.again(node, **{names[0]: self.packed(kind.source), "dim": self.dim(kind.source, kind.dim)})
+
+
+class Packer(RowForms):
+    """Packed tokens. `packable` are those computed on tokens; all others are gathered from their dense form.
+    `decided`: selections by a mask that are, at all packed places, the same operand."""
+
+    layout: TokenLayout
+
+    def __init__(
+        self, editor: GraphEditor, layout: TokenLayout, packable: set[fx.Node], index: PackedIndex,
+        decided: Mapping[fx.Node, fx.Node] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        super().__init__(editor, layout)
+        self.packable, self.index, self.decided = packable, index, decided
+
+    def _form(self, node: fx.Node) -> fx.Node:
+        if node in self.decided:
+            return self.packed(self.decided[node])
+        if node in self.packable and self.layout.is_local(node):
+            return self._compute(node)
+        dense = self.arrange(node, list(self.layout.places))
+        made: fx.Node = self.editor.call(torch.ops.gr.pack.default, dense, self.index.flat)
+        return made
+
+    def unpacked(self, node: fx.Node, fill: float | bool, row: fx.Node | None = None) -> fx.Node:
+        """The dense form of a packed value, in the dimensions of `node`; places that are not kept hold `fill`, or `row`
+        ([1, *rest])."""
+        with self.editor.at(like=node):
+            index = self.index
+            dense = self.editor.call(
+                torch.ops.gr.unpack.default, self.packed(node), index.flat, index.batch_size, index.length, fill
+            )
+            if row is not None:
+                mask = index.mask
+                for _ in self.layout.rest(node):
+                    mask = self.editor.call(aten.unsqueeze.default, mask, -1)
+                dense = self.editor.call(aten.where.self, mask, dense, self.editor.call(aten.unsqueeze.default, row, 0))
+            return self.arrange_back(dense, node, list(self.layout.places))
+
+    def _operand(self, operand: fx.Node) -> tuple[fx.Node, list[Atom]]:
+        layout, batch, sequence = self.layout.of(operand), self.layout.batch, self.layout.sequence
+        if layout is Layout.SEQUENCE:
+            return self._at_tokens(operand, batch, self.index.batch(self.editor)), [batch]
+        if layout is Layout.POSITION:
+            return self._at_tokens(operand, sequence, self.index.position(self.editor)), [sequence]
+        return super()._operand(operand)
+
+    def _at_tokens(self, operand: fx.Node, atom: Atom, places: fx.Node) -> fx.Node:
+        made: fx.Node = self.editor.call(aten.index_select.default, self.arrange(operand, [atom]), 0, places)
+        return made
 
 
 def _equal(sizes: list[Any], others: list[Any]) -> bool:

@@ -27,7 +27,9 @@ class FuseSampledLogits(Pass):
     """Make logits of looked-up rows, and losses over the whole catalogue, without keeping rows or logits."""
 
     name: ClassVar[str] = "fuse-sampled-logits"
-    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "eliminate-padding", "fuse-jagged-attention"})
+    after: ClassVar[frozenset[str]] = frozenset({
+        "canonicalize", "eliminate-padding", "fuse-jagged-attention", "dedupe-lookups",
+    })  # fmt: skip
     numerics: ClassVar[Numerics] = "reassociates"
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> PassResult:

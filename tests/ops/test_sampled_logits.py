@@ -257,7 +257,7 @@ def test_float64_and_no_kernels_take_the_reference(monkeypatch: pytest.MonkeyPat
 
 def test_there_is_a_kernel_for_every_dtype_that_is_not_64_bits() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert all(kernel(dtype, ids, backward) for ids in (torch.int64, torch.int32) for backward in (False, True))
+        assert all(kernel(dtype, dtype, ids, backward) for ids in (torch.int64, torch.int32) for backward in (False, True))
 
 
 def test_autocast_leaves_it_alone() -> None:
@@ -387,3 +387,73 @@ def test_bad_operands(operands: tuple[Any, ...], message: str) -> None:
 def test_a_gradient_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"grad must be \[2, 5\], not \[2, 4\]"):
         gr.sampled_logits_backward(torch.ones(2, 4), Q, TABLE, IDS, None, None, -1, False, True, True)
+
+
+# -------------------------------------------------------------------------------- rows that are read from a copy
+STORED = [(dtype, scale) for dtype in (torch.float16, torch.bfloat16) for scale in ("none", "per-token", "per-table")]
+
+
+def copied(table: Tensor, ids: Tensor, dtype: torch.dtype, scale: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(the copy, its scale, the table that it stands for in float64)."""
+    stored, factor = gr.stored_rows(table.detach(), ids, dtype, scale)
+    if scale == "none":
+        return stored, None, stored.double()
+    return stored, factor, stored.double() * factor.double().unsqueeze(-1 if scale == "per-token" else 0)
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("groups", [None, 5])
+@pytest.mark.parametrize("eps", [None, EPS, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_a_copy_stand_for_the_tables_and_gradients_go_to_the_table(
+    stored: tuple[torch.dtype, str], groups: int | None, eps: float | None, dtype: torch.dtype
+) -> None:
+    for shape in ((33, 7, 11, 32), (20, 9, 300, 19)):
+        q, t, ids, group = sample(*shape, groups, dtype)
+        t = t * torch.linspace(0.01, 30, len(t), dtype=dtype).unsqueeze(-1)
+        copy, scale, exact = copied(t, ids, *stored)
+        q, t, exact = q.requires_grad_(), t.requires_grad_(), exact.requires_grad_()
+        made = gr.sampled_logits(q, t, ids, group, eps, 1, copy, scale)
+        exact_q = q.detach().double().requires_grad_()
+        wanted = plain(exact_q, exact, ids, group, eps, 1)
+        near(made.detach(), wanted.detach(), dtype)
+        grad = drawn(*made.shape, dtype=dtype, seed=2)
+        got = torch.autograd.grad(made, (q, t), grad)
+        for one, want in zip(got, torch.autograd.grad(wanted, (exact_q, exact), grad.double())):
+            near(one, want, dtype)
+
+
+def test_opcheck_and_gradcheck_of_the_query_with_a_copy() -> None:
+    for operands in samples_for_checks(torch.float32, True):
+        for stored in STORED:
+            copy, scale, _ = copied(operands[1], operands[2], *stored)
+            torch.library.opcheck(gr.sampled_logits.default, (*operands, copy, scale), rtol=1e-2, atol=1e-2)
+    for query, table, ids, group, eps, padding in samples_for_checks(torch.float64, True):
+        copy, scale, _ = copied(table, ids, torch.float16, "per-token")
+        operands = (query, table.detach(), ids, group, eps, padding, copy, scale)
+        assert torch.autograd.gradcheck(gr.sampled_logits.default, operands)
+
+
+@pytest.mark.parametrize(
+    ("stored", "scale", "message"),
+    [
+        (None, torch.ones(1), "scale is that of stored rows"),
+        (torch.zeros(9, 24, dtype=torch.int8), None, "stored must be floating point, not torch.int8"),
+        (torch.zeros(24), None, r"stored must be \[V, D\], not of 1"),
+        (torch.zeros(8, 24), None, r"stored must be \[9, 24\] as the table is, not \[8, 24\]"),
+        (torch.zeros(9, 24), torch.ones(9).double(), "scale must be torch.float32"),
+        (torch.zeros(9, 24), torch.ones(9, 1), r"scale must be \[1\] or \[V\]"),
+        (torch.zeros(9, 24), torch.ones(4), r"scale must be \[1\] or \[9\], not \[4\]"),
+    ],
+)
+def test_copies_that_do_not_fit(stored: Tensor | None, scale: Tensor | None, message: str) -> None:
+    q, t, ids, _ = sample(20, 6, 9, 24)
+    with pytest.raises(ValueError, match=message):
+        gr.sampled_logits(q, t, ids, None, None, -1, stored, scale)
+
+
+def test_only_the_copy_is_read_where_there_is_one() -> None:
+    q, t, ids, _ = sample(20, 6, 9, 24)
+    copy, scale, _ = copied(t, ids, torch.float16, "per-table")
+    first = gr.sampled_logits(q, t, ids, None, EPS, -1, copy, scale)
+    assert torch.equal(first, gr.sampled_logits(q, torch.full_like(t, torch.nan), ids, None, EPS, -1, copy, scale))

@@ -107,6 +107,18 @@ def test_a_whole_model_shares_its_logits(name: str) -> None:
     assert shared > alone
 
 
+@pytest.mark.parametrize("name", ["hstu", "stu", "sasrec"])
+def test_rows_of_a_whole_model_are_looked_up_once_where_that_is_forced_and_left_where_it_is_not(name: str) -> None:
+    given = batches(name, True)
+    torch.manual_seed(0)
+    model = MODELS[name][0]()
+    made = PassBench(model, given, passes="default,dedupe-lookups{least-gain=0}").assert_fires(PACK, FUSE, "dedupe-lookups")
+    assert len(made.compilations) == 1
+    made.assert_parity(scale=3.0)
+    left = PassBench(model, given, passes="default,dedupe-lookups")
+    assert left.misses("dedupe-lookups") and not left.matches("dedupe-lookups")
+
+
 def assert_nothing_dense(made: PassBench) -> None:
     """No floating value over pairs of places, no token-wise operator over padded places."""
     graph = made.graph()

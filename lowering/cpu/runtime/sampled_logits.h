@@ -9,13 +9,15 @@
 struct SampledArgs {
   i64 threads, tokens, groups, samples, rows, features, width, query_row, table_row, grad_row;
   i64 padding, normalized, adds;  // adds: to what grad_table holds
+  i64 scale_step;                 // 1: a factor for each row; 0: one for all
   double eps;
   const float *query, *grad;
-  const TT* table;
+  const TT* table;      // the rows that are read: the table itself, or a copy
+  const float* scale;   // what they are multiplied by, or null
   const IT* ids;     // [groups, samples]
   const i64* group;  // [tokens], or null: token t has the ids t
   float *logits, *grad_query;
-  TT* grad_table;
+  GT* grad_table;
   i64 bad;  // where the first id or group lies that is out of range
 };
 constexpr i64 BAD_ID = 3, BAD_GROUP = 4;  // beside Status
@@ -66,12 +68,9 @@ struct Tasks {
   }
 };
 
-static inline void fetch_row(const TT* row, i64 features) {
-  for (i64 c = 0; c < features; c += 64 / (i64)sizeof(TT)) __builtin_prefetch(row + c);
+template <class T> static inline void fetch_row(const T* row, i64 features) {
+  for (i64 c = 0; c < features; c += 64 / (i64)sizeof(T)) __builtin_prefetch(row + c);
 }
-
-inline const float* in_place(const float* row) { return row; }
-template <class T> static const float* in_place(const T*) { return nullptr; }
 
 static inline float folded(vf x) {
   float y[W];
@@ -80,45 +79,62 @@ static inline float folded(vf x) {
     for (int l = 0; l < h; l++) y[l] += y[l + h];
   return y[0];
 }
-static inline float product(const float* x, const float* y, i64 width) {
+template <class E> static inline float product(const E* x, const float* y, i64 width) {
   vf s = vf{};
-  for (i64 c = 0; c < width; c += W) s = fma(load<vf>(x + c), load<vf>(y + c), s);
+  for (i64 c = 0; c < width; c += W) s = fma(widened(x + c), load<vf>(y + c), s);
+  return folded(s);
+}
+template <class E> static inline float square(const E* x, i64 width) {
+  vf s = vf{};
+  for (i64 c = 0; c < width; c += W) s = fma(widened(x + c), widened(x + c), s);
   return folded(s);
 }
 
-// A tile of rows as floats in whole vectors: the table's own memory where it is that, copies where not.
-struct Rows {
-  Array<float> copies, nothing;
-  const float* at[TILE];
-  float scale[TILE];  // what a row is divided by
+// A tile of rows in whole vectors of E: the table's own memory where it is that, copies as floats where not.
+template <class E> struct Rows {
+  Array<float> copies;
+  Array<E> nothing;
+  const E* at[TILE];
+  float weight[TILE];  // what products with a row are multiplied by
 
   bool allocate(const SampledArgs& a) { return copies.zeros(TILE * a.width) && nothing.zeros(a.width); }
-  const float* row(const SampledArgs& a, i64 id, i64 k) {
+  const E* row(const SampledArgs& a, i64 id, i64 k) {
     const TT* found = a.table + id * a.table_row;
-    if (a.features == a.width && in_place(found)) return in_place(found);
-    for (i64 c = 0; c < a.features; c++) copies[k * a.width + c] = element(found[c]);
-    return &copies[k * a.width];
+    if constexpr (std::is_same_v<E, TT>)
+      if (a.features == a.width) return found;
+    if constexpr (std::is_same_v<E, float>) {
+      for (i64 c = 0; c < a.features; c++) copies[k * a.width + c] = element(found[c]);
+      return &copies[k * a.width];
+    }
+    __builtin_unreachable();
   }
   void read(const SampledArgs& a, const IT* ids, i64 n) {
     for (i64 k = 0; k < TILE; k++) {
       at[k] = k < n ? row(a, ids[k], k) : nothing.data;
-      scale[k] = k < n && a.normalized ? most_norm(a, at[k]) : 1;
+      weight[k] = k < n ? weight_of(a, ids[k], at[k]) : 0;
     }
   }
-  static float norm(const SampledArgs& a, const float* row) { return __builtin_sqrtf(product(row, row, a.width)); }
-  static float most_norm(const SampledArgs& a, const float* row) {
-    float found = norm(a, row), eps = (float)a.eps;
+  static float factor(const SampledArgs& a, i64 id) { return a.scale ? a.scale[id * a.scale_step] : 1; }
+  static float norm(const SampledArgs& a, i64 id, const E* row) {
+    return __builtin_sqrtf(square(row, a.width)) * factor(a, id);
+  }
+  static float most_norm(const SampledArgs& a, i64 id, const E* row) {
+    float found = norm(a, id, row), eps = (float)a.eps;
     return found < eps ? eps : found;  // NaN stays
+  }
+  static float weight_of(const SampledArgs& a, i64 id, const E* row) {
+    return a.normalized ? factor(a, id) / most_norm(a, id, row) : factor(a, id);
   }
 };
 
 // Products of N tokens with a tile of rows.
-template <int N> static inline void products(const float* const* q, const Rows& rows, i64 width, float (*out)[TILE]) {
+template <int N, class E>
+static inline void products(const float* const* q, const Rows<E>& rows, i64 width, float (*out)[TILE]) {
   vf acc[N][TILE] = {};
   for (i64 c = 0; c < width; c += W) {
     vf x[TILE];
 #pragma GCC unroll 4
-    for (int k = 0; k < TILE; k++) x[k] = load<vf>(rows.at[k] + c);
+    for (int k = 0; k < TILE; k++) x[k] = widened(rows.at[k] + c);
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
       vf y = load<vf>(q[n] + c);
@@ -132,13 +148,15 @@ template <int N> static inline void products(const float* const* q, const Rows& 
     for (int k = 0; k < TILE; k++) out[n][k] = folded(acc[n][k]);
 }
 
-static inline void write_logits(const SampledArgs& a, const Rows& rows, i64 token, i64 r, i64 n, const float* found) {
+template <class E>
+static inline void write_logits(const SampledArgs& a, const Rows<E>& rows, i64 token, i64 r, i64 n, const float* found) {
   float* out = a.logits + token * a.samples + r;
-  for (i64 k = 0; k < n; k++) out[k] = a.normalized ? found[k] / rows.scale[k] : found[k];
+  for (i64 k = 0; k < n; k++) out[k] = found[k] * rows.weight[k];
 }
 
 // The logits of some tokens with a tile of rows.
-static void tile_logits(const SampledArgs& a, const Rows& rows, const i64* tokens, i64 count, i64 r, i64 n) {
+template <class E>
+static void tile_logits(const SampledArgs& a, const Rows<E>& rows, const i64* tokens, i64 count, i64 r, i64 n) {
   float found[TILE][TILE];
   const float* q[TILE];
   i64 p = 0;
@@ -155,28 +173,29 @@ static void tile_logits(const SampledArgs& a, const Rows& rows, const i64* token
 }
 
 // Add to the gradients of some tokens what a tile of rows gives them.
-static void tile_grad_query(const SampledArgs& a, const Rows& rows, const i64* tokens, i64 count, i64 r, i64 n) {
+template <class E>
+static void tile_grad_query(const SampledArgs& a, const Rows<E>& rows, const i64* tokens, i64 count, i64 r, i64 n) {
   for (i64 p = 0; p < count; p++) {
     const float* grad = a.grad + tokens[p] * a.grad_row + r;
     float* out = a.grad_query + tokens[p] * a.width;
     vf w[TILE];
-    for (i64 k = 0; k < TILE; k++) w[k] = as<vf>(k >= n ? 0 : a.normalized ? grad[k] / rows.scale[k] : grad[k]);
+    for (i64 k = 0; k < TILE; k++) w[k] = as<vf>(k < n ? grad[k] * rows.weight[k] : 0);
     for (i64 c = 0; c < a.width; c += W) {
       vf s = load<vf>(out + c);
 #pragma GCC unroll 4
-      for (int k = 0; k < TILE; k++) s = fma(w[k], load<vf>(rows.at[k] + c), s);
+      for (int k = 0; k < TILE; k++) s = fma(w[k], widened(rows.at[k] + c), s);
       store<vf>(out + c, s);
     }
   }
 }
 
 // Every task's tokens with every tile of its rows, by `tile`; 0 where memory is short.
-template <class Tile> static bool for_tiles(const SampledArgs& a, const Tasks& tasks, Tile tile) {
+template <class E, class Tile> static bool for_tiles_of(const SampledArgs& a, const Tasks& tasks, Tile tile) {
   bool ok = true;
   i64 last = a.groups * a.samples;
 #pragma omp parallel num_threads(a.threads)
   {
-    Rows rows;
+    Rows<E> rows;
     bool own = rows.allocate(a);
 #pragma omp for schedule(dynamic, 4)
     for (i64 task = 0; task < tasks.count; task++) {
@@ -185,8 +204,10 @@ template <class Tile> static bool for_tiles(const SampledArgs& a, const Tasks& t
       const i64* tokens = tasks.of(a, task, count, row, single);
       for (i64 r = 0; r < a.samples; r += TILE) {
         i64 place = row * a.samples + r, n = least(TILE, a.samples - r);
-        for (i64 k = place + ROWS_AHEAD; k < least(place + ROWS_AHEAD + n, last); k++)
+        for (i64 k = place + ROWS_AHEAD; k < least(place + ROWS_AHEAD + n, last); k++) {
           fetch_row(a.table + (i64)a.ids[k] * a.table_row, a.features);
+          if (a.scale_step) __builtin_prefetch(a.scale + a.ids[k]);
+        }
         rows.read(a, a.ids + place, n);
         tile(rows, tokens, count, r, n);
       }
@@ -197,4 +218,7 @@ template <class Tile> static bool for_tiles(const SampledArgs& a, const Tasks& t
     }
   }
   return ok;
+}
+template <class Tile> static bool for_tiles(const SampledArgs& a, const Tasks& tasks, Tile tile) {
+  return a.features == a.width ? for_tiles_of<TT>(a, tasks, tile) : for_tiles_of<float>(a, tasks, tile);
 }

@@ -70,7 +70,7 @@ template <class T> static void write_row(const float* sum, i64 features, bool ad
 
 // One thread's gradient of the row that it is at.
 struct RowSum {
-  Rows rows;
+  Rows<float> rows;
   Array<float> sum, parts;  // of the row; of up to TOGETHER of its lookups
   i64 id = -1;
 
@@ -95,11 +95,11 @@ struct RowSum {
   // From the gradient of row / max(norm, eps); nothing flows through a norm below eps, or of 0.
   void before_normalizing(const SampledArgs& a) {
     const float* row = rows.row(a, id, 0);
-    float norm = Rows::norm(a, row), scale = Rows::most_norm(a, row);
+    float norm = rows.norm(a, id, row), scale = rows.most_norm(a, id, row), factor = rows.factor(a, id);
     if (norm >= (float)a.eps && norm > 0) {
-      float along = product(row, sum.data, a.width) / scale;
+      float along = product(row, sum.data, a.width) * factor / scale;
       for (i64 c = 0; c < a.width; c += W)
-        store<vf>(&sum[c], load<vf>(&sum[c]) - load<vf>(row + c) / scale * along);
+        store<vf>(&sum[c], load<vf>(&sum[c]) - load<vf>(row + c) * factor / scale * along);
     }
     for (i64 c = 0; c < a.width; c += W) store<vf>(&sum[c], load<vf>(&sum[c]) / scale);
   }
@@ -181,7 +181,7 @@ extern "C" i64 gr_sampled_logits_backward(SampledArgs* args) {
   if (!tasks.build(a) || (a.grad_table && !sorted.sort(a))) return NO_MEMORY;
   if (a.grad_query) {
     memset((void*)a.grad_query, 0, a.tokens * a.width * sizeof(float));
-    bool done = for_tiles(a, tasks, [&](const Rows& rows, const i64* tokens, i64 count, i64 r, i64 n) {
+    bool done = for_tiles(a, tasks, [&](const auto& rows, const i64* tokens, i64 count, i64 r, i64 n) {
       tile_grad_query(a, rows, tokens, count, r, n);
     });
     if (!done) return NO_MEMORY;

@@ -150,9 +150,65 @@ inline i64 element(int16_t x) { return x; }
 inline i64 element(int8_t x) { return x; }
 inline i64 element(uint8_t x) { return x; }
 inline bool element(bool x) { return x; }
+
+// W elements as floats.
+inline vf widened(const float* p) { return load<vf>(p); }
+inline vf widened(const bf16* p) {
+  typedef uint16_t half __attribute__((vector_size(2 * W)));
+  half x;
+  memcpy(&x, p, sizeof(x));
+  return (vf)(__builtin_convertvector(x, vu) << 16);
+}
+inline vf widened(const f16* p) {
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__F16C__))
+  typedef short half __attribute__((vector_size(2 * W)));
+  half x;
+  memcpy(&x, p, sizeof(x));
+#if defined(__clang__) && defined(__AVX512F__)
+  return (vf)_mm512_cvtph_ps((__m256i)x);
+#elif defined(__clang__)
+  return (vf)_mm256_cvtph_ps((__m128i)x);
+#elif defined(__AVX512F__)
+  return (vf)__builtin_ia32_vcvtph2ps512_mask(x, vf{}, -1, 4);  // 4: rounded as everything is
+#else
+  return (vf)__builtin_ia32_vcvtph2ps256(x);
+#endif
+#else
+  vf y;
+  for (int l = 0; l < W; l++) y[l] = (float)p[l];
+  return y;
+#endif
+}
+
 inline void put(float* p, float x) { *p = x; }
 inline void put(f16* p, float x) { *p = (f16)x; }
 inline void put(bf16* p, float x) { x = round_bf16(x); uint32_t u; memcpy(&u, &x, 4); p->bits = u >> 16; }
+
+// W floats as elements, each rounded once.
+inline void narrowed(bf16* p, vf x) {
+  typedef uint16_t half __attribute__((vector_size(2 * W)));
+  half y = __builtin_convertvector((vu)round_bf16(x) >> 16, half);
+  memcpy(p, &y, sizeof(y));
+}
+inline void narrowed(f16* p, vf x) {
+#if defined(__clang__) && defined(__AVX512F__)
+  __m256i y = _mm512_cvtps_ph((__m512)x, 0);
+  memcpy(p, &y, sizeof(y));
+#elif defined(__AVX512F__)
+  typedef short half __attribute__((vector_size(2 * W)));
+  half y = __builtin_ia32_vcvtps2ph512_mask(x, 0, half{}, -1);
+  memcpy(p, &y, sizeof(y));
+#elif defined(__clang__) && defined(__AVX2__) && defined(__F16C__)
+  __m128i y = _mm256_cvtps_ph((__m256)x, 0);
+  memcpy(p, &y, sizeof(y));
+#elif defined(__AVX2__) && defined(__F16C__)
+  typedef short half __attribute__((vector_size(2 * W)));
+  half y = __builtin_ia32_vcvtps2ph256(x, 0);
+  memcpy(p, &y, sizeof(y));
+#else
+  for (int l = 0; l < W; l++) put(p + l, (float)x[l]);
+#endif
+}
 
 // ---- loads of leaves; places are clamped by the caller
 template <class V, class T> inline V gather(const T* p, vi at) {

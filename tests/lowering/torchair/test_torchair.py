@@ -23,7 +23,7 @@ from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
-from gr_compile.lowering.torchair.target import Work, _types, refuse_failures
+from gr_compile.lowering.torchair.target import AscendLowering, Work, _types, refuse_failures
 from gr_compile.ops.score_program import ScoreProgram
 
 gr = torch.ops.gr
@@ -46,6 +46,7 @@ def refused():
         small("unknown", lambda x: [torch.lgamma(x), torch.lgamma(x + 1), torch.digamma(x)], torch.ones(3)),
         small("fill", lambda x, i: [gr.unpack(x, i, 1, 2, 1 << 40)], torch.tensor([7]), place),
         small("literal", lambda x, i: [gr.segment_sum(gr.pack(x, i) * LITERAL, OFFSETS)], wide.float(), place),
+        small("stored", lambda q, i: [gr.sampled_logits(q, q, i, None, None, -1, q.half())], wide[0].float(), mask.long().T),
         small("suffix", lambda m: [gr.suffix_any(m)], mask),
     ]
 
@@ -355,6 +356,12 @@ def test_a_program_that_fits_is_huaweis_operator(outcome):
 # ------------------------------------------------------------------------------------------------ refusals
 def test_a_dtype_that_ascend_has_not(outcome):
     assert "gr::pack: dense is float64" in outcome.converted["float64"].error
+
+
+def test_a_call_that_reads_rows_from_a_copy_has_no_kernel(outcome):
+    """insert-fp16 makes none for this target: it has no gr::stored_rows."""
+    assert "gr::sampled_logits: no kernel takes stored" in outcome.converted["stored"].error
+    assert not AscendLowering().supports("gr::stored_rows")
 
 
 def test_operators_without_a_converter_are_all_named(outcome):
