@@ -7,7 +7,8 @@ A formula is a Python expression of whole numbers: names of earlier formulas, of
 unified_buffer), + - * //, comparisons, `a if c else b`, min, max, ceil_div(a, b), round_up(a, unit), and what is known
 of the operator's call: size(port, dim), product(port, from), elements(port), item(port) in bytes, is_float32(port),
 number(port) of an input that is one number, has(port) of one that need not be there, attribute(name), truth(name) of a
-boolean one, bits(name) of a float one's float32. Operands of a division are not negative, where Python and C++ agree.
+boolean one, bits(name) of a float one's float32, given(name) of a float one that need not be there. Operands of a
+division are not negative, where Python and C++ agree.
 """
 
 from __future__ import annotations

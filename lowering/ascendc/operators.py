@@ -9,11 +9,12 @@ What the torch schema says is read from it, argument by argument, and not writte
     SymInt, SymInt[]  an input that is int64: a GE attribute is a constant, a size need not be one
     Scalar            an input of the dtype of another argument, so that any number keeps its value
     float, bool, str  an attribute, as is bool[]        Tensor[]          a dynamic input for each dtype
+    float?            an attribute: `NO_NUMBER` where there is none
 
-A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), and the names of
-outputs. GE gives all elements of a dynamic input one dtype; a list of tensors of several dtypes becomes one dynamic
-input a dtype, and the attribute `<name>_types` says in which order they stood: "float32,int64" (an operator's
-definition knows no list of strings).
+A row adds what no schema knows: dtypes, which sizes are constants of the model (attributes after all), the names of
+outputs, and the arguments that no kernel takes. GE gives all elements of a dynamic input one dtype; a list of tensors
+of several dtypes becomes one dynamic input a dtype, and the attribute `<name>_types` says in which order they stood:
+"float32,int64" (an operator's definition knows no list of strings).
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ VENDOR = "gr"  # of the operator package: it is installed into vendors/gr
 FLOATS = ("float32", "float16", "bfloat16")
 WHOLE = ("int32", "int64")
 MOVED = (*FLOATS, *WHOLE, "bool")
+NO_NUMBER = -1.0  # stands for a float? that is None: none of ours may be negative
 _ATTRIBUTE_OF: Mapping[str, AttributeType] = {
-    "int": "int", "float": "float", "bool": "bool", "str": "str", "List[bool]": "list_bool",
+    "int": "int", "float": "float", "Optional[float]": "float", "bool": "bool", "str": "str", "List[bool]": "list_bool",
 }  # fmt: skip
 
 
@@ -80,6 +82,7 @@ class Operator:
         like: by Scalar argument, the argument whose dtype it has.
         constants: whole numbers that are constants of the model.
         lists: by Tensor[] argument, or by the rest of a list of results, the dtypes of the elements.
+        without: optional arguments that no kernel takes; they must be None.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Operator:
     like: Mapping[str, str] | None = None
     constants: frozenset[str] = frozenset()
     lists: Mapping[str, tuple[str, ...]] | None = None
+    without: frozenset[str] = frozenset()
 
     @property
     def overload(self) -> Any:
@@ -101,14 +105,24 @@ class Operator:
         """The type of the GE node and of the AscendC operator."""
         return "Gr" + "".join(word.capitalize() for word in self.name.split("_"))
 
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of the schema that kernels take."""
+        return tuple(x for x in self.overload._schema.arguments if x.name not in self.without)
+
+    def unserved(self, given: Mapping[str, Any]) -> str:
+        """Why no kernel serves a call with these arguments; "" where one may."""
+        named = [name for name in sorted(self.without) if given.get(name) is not None]
+        return f"gr::{self.name}: no kernel takes {', '.join(named)}" if named else ""
+
     @cached_property
     def inputs(self) -> tuple[Port, ...]:
-        return tuple(itertools.chain.from_iterable(map(self._ports, self.overload._schema.arguments)))
+        return tuple(itertools.chain.from_iterable(map(self._ports, self.arguments)))
 
     @cached_property
     def attributes(self) -> tuple[Attribute, ...]:
         found = []
-        for argument in self.overload._schema.arguments:
+        for argument in self.arguments:
             kind, name = _kind(argument), argument.name
             if self._is_attribute(argument):
                 found.append(Attribute(name, _ATTRIBUTE_OF[kind], name))
@@ -166,6 +180,9 @@ def _typed(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "T")
 
 
+_SAMPLED = {"query": "Q", "table": "T", "ids": "I", "group": "G"}
+_SAMPLED_TYPES = {"Q": FLOATS, "T": FLOATS, "I": WHOLE, "G": WHOLE}
+_COPIES = frozenset({"stored", "scale"})
 _ATTENTION = {"q": "Q", "k": "Q", "v": "V"}
 _ATTENTION_TYPES = {"Q": FLOATS, "V": FLOATS, "O": FLOATS}
 _ROWS: tuple[Operator, ...] = (
@@ -219,6 +236,15 @@ _ROWS: tuple[Operator, ...] = (
     Operator(
         "silu_split_backward", "the gradient of x from those of the parts", _typed(*_GRAD_PARTS, "x", "y"),
         {"T": FLOATS}, constants=frozenset({"activated"}),
+    ),
+    Operator(
+        "sampled_logits", "the products of each token's query with the rows of a table at its ids, or their cosines",
+        {**_SAMPLED, "y": "Q"}, _SAMPLED_TYPES, constants=frozenset({"padding"}), without=_COPIES,
+    ),
+    Operator(
+        "sampled_logits_backward", "the gradients of query and table, each row summed in the order of its pairs",
+        {**_SAMPLED, "grad": "Q", "grad_query": "Q", "grad_table": "T"}, _SAMPLED_TYPES,
+        results=("grad_query", "grad_table"), constants=frozenset({"padding"}), without=_COPIES,
     ),
 )  # fmt: skip
 OPERATORS: Mapping[str, Operator] = {f"gr::{row.name}": row for row in _ROWS}

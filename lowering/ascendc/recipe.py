@@ -13,8 +13,8 @@ class Recipe:
 
     Attributes:
         operator: as in the table, "gr::pack".
-        shape: of the result: formulas, rest(port, from) for the sizes of a port from one on, and lead(port) for all
-            but the last.
+        shape: of the result: formulas, rest(port, from) for the sizes of a port from one on, lead(port) for all but
+            the last, and gradient(port, name) for all where that attribute is true, for none ([0]) where it is not.
         files: of kernels/, in the order in which they follow one another.
         formulas: of the tiling, `blocks` and `workspace`, in order.
         reason: why the tiling is what it is; formulas' names in braces stand for their values.

@@ -14,6 +14,7 @@ from gr_compile.lowering.ascendc.formulas import Formula
 from gr_compile.lowering.ascendc.recipe import Recipe
 from gr_compile.lowering.ascendc.recipe import fields as _fields
 from gr_compile.lowering.ascendc.recipe import local_formula as _local
+from gr_compile.lowering.ascendc.sampled_recipes import SAMPLED_RECIPES
 from gr_compile.lowering.ascendc.token_recipes import TOKEN_RECIPES
 
 _NO_WORKSPACE = _local("workspace", "0")
@@ -116,7 +117,8 @@ _RECIPES = (
         "{tile} bytes a tile; {blocks} blocks share {elements} elements, 4096 or more each", meets=True,
     ),
     Recipe(
-        "gr::lookup_gradient", ("number(rows)", "size(grad, -1)"), ("common.h", "fill.h", "lookup_gradient.cpp"),
+        "gr::lookup_gradient", ("number(rows)", "size(grad, -1)"),
+        ("common.h", "fill.h", "owned_rows.h", "lookup_gradient.cpp"),
         (
             *_fields(
                 rows="number(rows)", lookups="elements(ids)", features="size(grad, -1)", padding="attribute(padding)"
@@ -135,4 +137,4 @@ _RECIPES = (
         "{lookups} ids, so that a row that most lookups want bounds the time",
     ),
 )  # fmt: skip
-RECIPES: Mapping[str, Recipe] = {recipe.operator: recipe for recipe in (*_RECIPES, *TOKEN_RECIPES)}
+RECIPES: Mapping[str, Recipe] = {recipe.operator: recipe for recipe in (*_RECIPES, *TOKEN_RECIPES, *SAMPLED_RECIPES)}

@@ -19,7 +19,7 @@ import torch
 from gr_compile.lowering.ascendc.formulas import evaluate
 from gr_compile.lowering.ascendc.kernel import Kernel
 from gr_compile.lowering.ascendc.machine import Machine
-from gr_compile.lowering.ascendc.operators import OPERATORS, Operator
+from gr_compile.lowering.ascendc.operators import NO_NUMBER, OPERATORS, Operator
 from gr_compile.lowering.ascendc.recipe import Recipe
 from gr_compile.lowering.ascendc.recipes import RECIPES
 
@@ -38,10 +38,12 @@ def vector_kernel(operator: str, arguments: Mapping[str, Any], machine: Machine)
         arguments: of the torch operator, by name; of a tensor the sizes and the dtype matter, not the values.
 
     Raises:
-        ValueError: a dtype that the table of operators does not allow.
+        ValueError: a dtype, or an argument, that the table of operators does not allow.
     """
     row, recipe = OPERATORS[operator], RECIPES[operator]
     types = call_types(row, arguments)
+    if why := row.unserved(arguments):
+        raise ValueError(why)
     found = evaluate(recipe.formulas, CallFacts(row, arguments), asdict(machine))
     return Kernel(
         name=kernel_name(row),
@@ -137,10 +139,11 @@ class CallFacts:
                 return int(value.dtype == torch.float32)
             case "number" | "attribute" | "truth":
                 return int(value)
-            case "has":
+            case "has" | "given":
                 return int(value is not None)
             case "bits":
-                return int.from_bytes(struct.pack("<f", value), "little", signed=True)
+                bits = struct.pack("<f", NO_NUMBER if value is None else value)
+                return int.from_bytes(bits, "little", signed=True)
         raise ValueError(f"{name} is nothing that is known of a call of gr::{self.row.name}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from gr_compile.lowering.ascendc.operators import OPERATORS, Operator, Port
+from gr_compile.lowering.ascendc.operators import NO_NUMBER, OPERATORS, Operator, Port
 from gr_compile.lowering.torchair import library
 
 Library = Mapping[str, Mapping[str, Any]]  # by score program, the attributes of the library's node
@@ -73,6 +73,8 @@ class _Call:
         self.given = pytree.tree_map_only(torch.Tensor, self._literal, given)
 
     def build(self) -> Any:
+        if why := self.row.unserved(self.given):
+            raise CannotConvert(why)
         inputs = {port.name: self._input(port) for port in self.row.inputs}
         attributes = {a.name: self._attribute(a.name, a.type, self.given[a.argument]) for a in self.row.attributes}
         if self.row.overload._schema.returns[0].type.kind() == "ListType":
@@ -119,6 +121,7 @@ class _Call:
         if kind == "list_bool":
             return attr.ListBool([bool(item) for item in value])
         if kind in ("float", "bool"):
+            value = NO_NUMBER if value is None else value
             if not isinstance(value, (bool, float, int)):
                 raise CannotConvert(f"gr::{self.row.name}: {name} must be a constant of the model")
             return attr.Float(float(value)) if kind == "float" else attr.Bool(bool(value))

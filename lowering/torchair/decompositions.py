@@ -9,18 +9,22 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
+from gr_compile.lowering.torchair.composed import COMPOSED
+
 aten = torch.ops.aten
 
 
 def decompositions(has_converter: Callable[[Any], bool]) -> dict[Any, Callable[..., Any]]:
-    """Ours, and torch's own where an ATen operator has one in terms of ATen there, and no converter here."""
+    """Ours, those of gr:: operators without a node, and torch's own where an ATen operator has one in terms of ATen
+    there, and no converter here."""
     table: Mapping[Any, Callable[..., Any]] = decomposition_table
     theirs = {
         op: formula for op, formula in table.items()
         if isinstance(op, torch._ops.OpOverload) and op.namespace == "aten" and not has_converter(op)
         and formula.__module__ == "torch._decomp.decompositions"  # those of torch._refs end in prims
     }  # fmt: skip
-    return {**theirs, **OURS}
+    composed = {getattr(torch.ops.gr, name.removeprefix("gr::")).default: made for name, made in COMPOSED.items()}
+    return {**theirs, **OURS, **composed}
 
 
 def bucketize(values: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Any:
@@ -107,6 +111,27 @@ def div_scalar_mode(x: Tensor, other: Any, *, rounding_mode: str | None = None) 
     return aten.div.Tensor_mode(x, other, rounding_mode=rounding_mode)
 
 
+def shift_right(x: Tensor, bits: Any) -> Any:
+    """A shift of a whole number is a division that is rounded down."""
+    if x.dtype == torch.bool or not isinstance(bits, int) or not 0 <= bits <= x.element_size() * 8 - 2:
+        return NotImplemented
+    return aten.floor_divide.default(x, 1 << bits)
+
+
+def bitwise_and_scalar(x: Tensor, other: Any) -> Any:
+    """The form for two tensors, of one dtype."""
+    if x.dtype == torch.bool or not isinstance(other, int):
+        return NotImplemented
+    return aten.bitwise_and.Tensor(x, torch.full((), other, dtype=x.dtype, device=x.device))
+
+
+def bitwise_xor(x: Tensor, y: Tensor) -> Any:
+    """What is in one of the two: what is in either, less what is in both; of booleans, whether they differ."""
+    if torch.bool in (x.dtype, y.dtype):
+        return x.ne(y) if x.dtype == y.dtype else NotImplemented
+    return aten.bitwise_or.Tensor(x, y) - aten.bitwise_and.Tensor(x, y)
+
+
 def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     """The last places in front of the others, a dimension after the other; without dimensions, of all elements."""
     if not dims:
@@ -118,8 +143,19 @@ def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
     return x
 
 
+def softplus(x: Tensor, beta: Any = 1, threshold: Any = 20) -> Any:
+    """log(1 + exp(beta x)) / beta, in float32 for halves; x itself where that differs from it by nothing."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    scaled = wide * beta
+    large = scaled > threshold
+    return torch.where(large, wide, torch.log1p(torch.exp(scaled.masked_fill(large, 0))) / beta).to(x.dtype)
+
+
 OURS: Mapping[Any, Callable[..., Any]] = {
+    aten.__rshift__.Scalar: shift_right,
     aten.amax.default: amax,
+    aten.bitwise_and.Scalar: bitwise_and_scalar,
+    aten.bitwise_xor.Tensor: bitwise_xor,
     aten.bucketize.Tensor: bucketize,
     aten.clamp_max.default: lambda x, most: aten.clamp.default(x, None, most),
     aten.clamp_max.Tensor: lambda x, most: aten.minimum.default(x, most),
@@ -132,5 +168,6 @@ OURS: Mapping[Any, Callable[..., Any]] = {
     aten.randint.low: randint,
     aten.repeat_interleave.Tensor: repeat_interleave,
     aten.roll.default: roll,
+    aten.softplus.default: softplus,
     aten.sub.Scalar: sub_scalar,
 }

@@ -24,6 +24,7 @@ from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.target import Compiled
 from gr_compile.lowering.torchair import device, files, host, library, replay, sizes
+from gr_compile.lowering.torchair.composed import COMPOSED
 from gr_compile.lowering.torchair.convert import ConversionFailed, Converter, converter
 from gr_compile.lowering.torchair.request import PROGRAM, RAN, Converted, Request
 from gr_compile.numerics import outputs_and_gradients
@@ -87,7 +88,7 @@ class AscendLowering:
         return replay.with_buckets(pipeline) if self.mode == replay.MODE else pipeline
 
     def supports(self, operator: str) -> bool:
-        return operator in OPERATORS
+        return operator in OPERATORS or operator in COMPOSED
 
     @contextmanager
     def at_work(self) -> Iterator[Callable[[Sequence[CapturedGraph], Path], dict[str, Any]]]:
@@ -182,11 +183,12 @@ class Work:
         self.counts, self.prelude = prepared.count(graph.inputs), prepared.prelude
         self.assertions = prepared.assertions
         self.known = {size_expr(size): count for size, count in zip(prepared.sizes, self.counts)}
-        self.random = draws(graph.captured)
+        self.incomparable = incomparable(graph)
         self.choices = library.choices(prepared.main, graph.training) if kernels == "library" else []
         self.request = Request(
-            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic, not self.random,
-            mode, {choice.program: choice.attributes for choice in self.choices if choice.attributes},
+            graph.name, prepared.main, [*graph.inputs, *self.counts], graph.training, graph.dynamic,
+            not self.incomparable, mode,
+            {choice.program: choice.attributes for choice in self.choices if choice.attributes},
         )  # fmt: skip
 
     def finish(self, converted: Converted, scratch: Path, folder: Path) -> dict[str, Any]:
@@ -203,7 +205,7 @@ class Work:
             (own / COUNTS).write_text(printed.source, encoding="utf-8")
             for name, constant in printed.files.items():
                 torch.save(constant, own / name)
-        gap = None if self.random else self.compare(scratch / self.graph.name / RAN)
+        gap = None if self.incomparable else self.compare(scratch / self.graph.name / RAN)
         return {
             "name": self.graph.name,
             "program": f"{self.graph.name}/{PROGRAM}",
@@ -227,7 +229,7 @@ class Work:
     def _notes(self, converted: Converted, gap: float | None) -> list[str]:
         notes = [f"graph break, Python runs here: {miss}" for miss in self.graph.report.graph_breaks]
         if gap is None:
-            notes.append(f"numbers were not compared: the model draws random numbers ({self.random})")
+            notes.append(f"numbers were not compared: {self.incomparable}")
         else:
             notes.append(f"run on the CPU, it differs from the model's own operators by {gap:.1e} at most")
         notes += [f"holds for {name} = {value} alone" for name, value in (converted.fixed or {}).items()]
@@ -285,6 +287,15 @@ def _coarsest(graph_module: fx.GraphModule) -> torch.dtype:
     return next((dtype for dtype in order if dtype in found), torch.float64)
 
 
+def incomparable(graph: CapturedGraph) -> str:
+    """Why what is lowered cannot be held against the model; "" where it can."""
+    changed = [one.name for one in graph.report.passes if one.changed and one.numerics == "changes-objective"]
+    if changed:
+        return f"{', '.join(changed)} changed what the model computes"
+    random = draws(graph.captured)
+    return f"the model draws random numbers ({random})" if random else ""
+
+
 def draws(graph_module: fx.GraphModule) -> str:
     """The first operator that draws random numbers; "" where none does."""
     for node in graph_module.graph.nodes:
@@ -339,7 +350,7 @@ class AscendTarget:
         return replay.with_buckets(pipeline) if self.mode == replay.MODE else pipeline
 
     def supports(self, operator: str) -> bool:
-        return operator in OPERATORS
+        return operator in OPERATORS or operator in COMPOSED
 
     def compile(self, graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Compiled:
         return device.compiled(graph_module, inputs, self.mode, self.kernels)

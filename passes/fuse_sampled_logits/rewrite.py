@@ -19,6 +19,7 @@ from gr_compile.pipeline import PassContext
 aten = torch.ops.aten
 _SAMPLED, _CATALOGUE = "gr::sampled_logits", "gr::linear_cross_entropy"
 _KERNEL = {_SAMPLED: _SAMPLED, _CATALOGUE: "gr::linear_cross_entropy_tokens"}  # the sum of losses calls that of tokens
+_DISPATCHING = frozenset({"eager", "inductor"})  # targets that run torch's kernel of a device; others bring their own
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,11 @@ class _Work:
     def _known(self, operator: str, node: fx.Node) -> bool:
         """Whether there is a kernel: the reference in torch operators would be slower than what is there."""
         device = node.meta["val"].device.type
+        key = torch._C._dispatch_key_for_device(device)
+        dispatching = self.context.report.target in _DISPATCHING
         if not self.context.supports(operator):
             self.misses.append(Miss(f"the target has no kernel for {operator}", node))
-        elif not torch._C._dispatch_has_kernel_for_dispatch_key(_KERNEL[operator], device.upper()):
+        elif dispatching and not torch._C._dispatch_has_kernel_for_dispatch_key(_KERNEL[operator], key):
             self.misses.append(Miss(f"there is no kernel of {operator} for {device}", node))
         else:
             return True

@@ -104,6 +104,24 @@ __aicore__ inline void Apply(const LocalTensor<float>& x, const LocalTensor<floa
   Done();
 }
 
+// x[r, c] (+, -, *)= y[r, c], of tiles of the same rows and columns whose rows stand differently far apart.
+template <Sum sum>
+__aicore__ inline void Pairwise(const LocalTensor<float>& x, const Tile& tile, const LocalTensor<float>& y, const Tile& other) {
+  if (Most(tile.stride, other.stride) <= FARTHEST) {
+    uint8_t far = tile.stride / 8, others = other.stride / 8;
+    for (int64_t c = 0; c < tile.n; c += LANES)
+      Instruction<sum>(x[c], y[c], Least(LANES, tile.n - c), tile.rows, {1, 1, 1, far, far, others});
+  } else {
+    int64_t whole = tile.n / LANES, at = whole * LANES;
+    for (int64_t r = 0; r < tile.rows; r++) {
+      LocalTensor<float> row = x[r * tile.stride], with = y[r * other.stride];
+      if (whole) Instruction<sum>(row, with, LANES, whole, {1, 1, 1, 8, 8, 8});
+      if (at < tile.n) Instruction<sum>(row[at], with[at], tile.n - at, 1, {1, 1, 1, 8, 8, 8});
+    }
+  }
+  Done();
+}
+
 // totals[r] += the sum of row r. `lanes`: 64 numbers a row and REDUCED more; `part`: a number a row.
 __aicore__ inline void AddRowSums(const LocalTensor<float>& totals, const LocalTensor<float>& x, const LocalTensor<float>& lanes,
                                   const LocalTensor<float>& part, const Tile& tile) {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gr_compile.lowering.ascendc.attention.printed import OPERATORS
 from gr_compile.lowering.ascendc.formulas import Formula, as_cpp, calls
-from gr_compile.lowering.ascendc.operators import Operator, Port
+from gr_compile.lowering.ascendc.operators import NO_NUMBER, Operator, Port
 from gr_compile.lowering.ascendc.project.attention_binding import attention_function
 from gr_compile.lowering.ascendc.project.host import read_numbers
 from gr_compile.lowering.ascendc.recipes import RECIPES
@@ -18,7 +18,7 @@ from gr_compile.lowering.ascendc.vector import kernel_name
 
 _TYPES = {
     "Tensor": "const at::Tensor&", "Optional[Tensor]": "const std::optional<at::Tensor>&", "SymInt": "int64_t",
-    "number": "const at::Scalar&", "float": "double", "bool": "bool",
+    "number": "const at::Scalar&", "float": "double", "Optional[float]": "std::optional<double>", "bool": "bool",
 }  # fmt: skip
 
 
@@ -50,19 +50,23 @@ def _function(row: Operator) -> str:
     read = read_numbers(recipe)
     device = arguments[0].name
     held = [f"  const {_operand(port, port.name in read, row)};" for port in row.inputs]
-    made = [
-        f"  at::Tensor {port.name} = at::empty({_sizes(shape)}, {_options(row, port)});"
-        for port, shape in zip(row.outputs, recipe.shapes)
-    ]
+    made = [f"  at::Tensor {port.name} = {_made(row, port, shape)};" for port, shape in zip(row.outputs, recipe.shapes)]
+    numbers = {argument.name for argument in arguments if _kind(argument) == "Optional[float]"}
     passed = ", ".join([
-        *(f"{port.name}_" for port in row.inputs), *(attribute.argument for attribute in row.attributes),
+        *(f"{port.name}_" for port in row.inputs),
+        *(f"{a.argument}.value_or({NO_NUMBER})" if a.argument in numbers else a.argument for a in row.attributes),
         *(f"{port.name}_" for port in row.outputs), "bytes", "executor",
     ])  # fmt: skip
     names = ", ".join(port.name for port in row.outputs)
     several = f"std::tuple<{', '.join(['at::Tensor'] * len(row.outputs))}>"
     result = "int64_t" if whole else "at::Tensor" if len(row.outputs) == 1 else several
+    refused = [
+        f'  TORCH_CHECK(!{argument.name}.has_value(), "gr::{row.name}: no kernel takes {argument.name}");'
+        for argument in arguments if argument.name in row.without
+    ]  # fmt: skip
     return "\n".join([
         f"static {result} {name}({parameters}) {{",
+        *refused,
         *made,
         *held,
         *(f"  const Operand {port.name}_({port.name});" for port in row.outputs),
@@ -91,6 +95,16 @@ def _operand(port: Port, read: bool, row: Operator) -> str:
     if port.role == "optional":
         return f"Optional {port.name}_({port.name})"
     return f"Operand {port.name}_({port.name})"
+
+
+def _made(row: Operator, result: Port, shape: Sequence[str]) -> str:
+    """The memory of a result."""
+    for text in shape:
+        ((what, words), *_) = calls(Formula("size", text))
+        if what == "gradient":
+            port, wanted = words
+            return f"gradient({port}, {wanted}, {port})"
+    return f"at::empty({_sizes(shape)}, {_options(row, result)})"
 
 
 def _sizes(shape: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ GE_TYPES = {
 }  # fmt: skip
 SOCS = ("ascend910b", "ascend910_93")
 _ATTRIBUTES = {"int": "Int()", "float": "Float()", "bool": "Bool()", "str": "String()", "list_bool": "ListBool()"}
-_OF_ATTRIBUTES = ("attribute", "truth", "bits")
+_OF_ATTRIBUTES = ("attribute", "truth", "bits", "given")
 
 
 def tiling_data(row: Operator) -> str:
@@ -167,7 +167,12 @@ def _shape(row: Operator, number: int, sizes: Sequence[str]) -> str:
     lines = [f"  gert::Shape& shape_{number} = *context->GetOutputShape({number});", f"  shape_{number}.SetDimNum(0);"]
     for text in sizes:
         ((what, words), *_) = calls(Formula("size", text))
-        if what in ("rest", "lead"):
+        if what == "gradient":
+            port, wanted = words
+            number_of = [item.name for item in row.inputs].index(str(port))
+            truth = spell_fact(row, "truth", [wanted])
+            lines.append(f"  call.gradient(shape_{number}, /*{port}*/ {number_of}, {truth});")
+        elif what in ("rest", "lead"):
             lines.append(f"  {spell_fact(row, what, words)[:-1]}, shape_{number});")
         else:
             (line,) = as_cpp([Formula("size", text)], lambda fact, given: spell_fact(row, fact, given))

@@ -14,7 +14,7 @@ import torch
 
 from gr_compile.lowering.ascendc.functional_model.build import INCLUDE
 from gr_compile.lowering.ascendc.machine import machine
-from gr_compile.lowering.ascendc.operators import OPERATORS
+from gr_compile.lowering.ascendc.operators import NO_NUMBER, OPERATORS
 from gr_compile.lowering.ascendc.project import project_files, write_project
 from gr_compile.lowering.ascendc.recipes import RECIPES
 from gr_compile.lowering.ascendc.vector import CTYPES, vector_kernel
@@ -30,6 +30,7 @@ def offsets(*lengths: int) -> torch.Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
+IDS, ALL = torch.zeros(8, 30, dtype=torch.int64), (False, True, True)
 CALLS = [
     ("pack", torch.randn(4, 33, 5), torch.arange(70)),
     ("pack", torch.randn(2, 3, 40, 500).half(), torch.arange(6)),
@@ -54,7 +55,15 @@ CALLS = [
     ("silu_split", torch.randn(2, 30, 14), 3, 5, 0, 6, 9),
     ("silu_split", torch.randn(800, 700).half(), 300, 200, 100, 100, 15),
     ("silu_split_backward", *torch.randn(4, 70, 25), torch.randn(70, 100), 1),
-]
+    ("sampled_logits", torch.randn(70, 96), torch.randn(9, 96), torch.zeros(70, 30, dtype=torch.int32), None, None, 0),
+    ("sampled_logits", torch.randn(40, 96).half(), torch.randn(9, 96), IDS, torch.zeros(40, dtype=torch.int32), 1e-6, -1),
+    ("sampled_logits", torch.randn(8, 9000).bfloat16(), torch.randn(9, 9000).half(), IDS, None, 0.5, -1),
+    ("sampled_logits", torch.randn(8, 0), torch.randn(9, 0), IDS[:, :0], None, 0.5, -1),
+    ("sampled_logits_backward", torch.randn(8, 30), torch.randn(8, 96), torch.randn(900, 96), IDS, None, None, 0, *ALL),
+    ("sampled_logits_backward", torch.randn(40, 30).half(), torch.randn(40, 900).half(), torch.randn(9, 900).bfloat16(), IDS,
+     torch.zeros(40, dtype=torch.int64), 1e-6, -1, True, False, True),
+    ("sampled_logits_backward", torch.randn(8, 30), torch.randn(8, 9000), torch.randn(9, 9000), IDS, None, 1e-6, -1, False, True, False),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +147,7 @@ def test_the_host_computes_the_numbers_that_python_does(host, on):
         words = [row.ge_type, chip.vector_cores, chip.cube_cores, chip.unified_buffer]
         for port in row.inputs:
             words += spelled(given[port.argument], port.role == "optional")
-        words += [int(value) if isinstance(value := given[a.argument], bool) else value for a in row.attributes]
+        words += [number(given[a.argument]) for a in row.attributes]
         lines.append(" ".join(map(str, words)))
         want = row.overload(*args)
         results = [torch.tensor(want)] if isinstance(want, int) else [want] if isinstance(want, torch.Tensor) else want
@@ -149,6 +158,10 @@ def test_the_host_computes_the_numbers_that_python_does(host, on):
             int(RECIPES[f"gr::{name}"].meets), 0, *kernel.tiling.values(),
         ])  # fmt: skip
     assert [list(map(int, words)) for words in asked(host, *lines)] == expected
+
+
+def number(value: object) -> object:
+    return NO_NUMBER if value is None else int(value) if isinstance(value, bool) else value
 
 
 def spelled(value: object, optional: bool = False) -> list[object]:
@@ -170,13 +183,15 @@ def test_a_size_that_is_not_known_yet_stays_unknown(host):
         ("segment_sum", {"VALUES": "bfloat16"}),
         *(
             pytest.param(name, dict.fromkeys(("DENSE", "VALUES", "MASK", "GRAD", "IDS"), "int32"), marks=pytest.mark.slow)
-            for name in NAMES if name not in ("segment_sum", "lookup_gradient") and "x" not in NAMES[name].variables
+            for name in NAMES if name not in ("segment_sum", "lookup_gradient") and not {"x", "query"} & NAMES[name].variables.keys()
         ),
         *(
             pytest.param(name, dict.fromkeys(("X", "GRAD", "GRAD_U"), "float16"), marks=pytest.mark.slow)
             for name in NAMES if "x" in NAMES[name].variables
         ),
         pytest.param("lookup_gradient", {"GRAD": "float16", "IDS": "int32"}, marks=pytest.mark.slow),
+        pytest.param("sampled_logits", {"QUERY": "bfloat16", "TABLE": "float32", "IDS": "int32"}, marks=pytest.mark.slow),
+        pytest.param("sampled_logits_backward", {"GRAD": "bfloat16", "TABLE": "float16", "IDS": "int64"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_kernels_compile_as_they_are_printed(name, types, project):

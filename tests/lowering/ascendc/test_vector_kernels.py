@@ -150,6 +150,12 @@ def test_lookup_gradients(dtype, ids, size, rows, features, on):
     torch.testing.assert_close(got, expected)
 
 
+SAMPLED = (
+    torch.empty(8000, 129, device="meta"), *(torch.empty(rows, 256, device="meta") for rows in (8000, 10**6)),
+    torch.empty(8000, 129, dtype=torch.int64, device="meta"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_kernel_fits_a_whole_machine(name):
     """The largest sizes ask for no more cores than there are; the reason names the numbers."""
@@ -168,6 +174,8 @@ def test_every_kernel_fits_a_whole_machine(name):
         "gr::rms_norm_backward": (*[torch.empty(10**6, 128, device="meta")] * 2, None, 1e-6),
         "gr::silu_split": (torch.empty(10**6, 512, device="meta"), 128, 128, 128, 128, 15),
         "gr::silu_split_backward": (*[torch.empty(10**6, 128, device="meta")] * 4, torch.empty(10**6, 512, device="meta"), 15),
+        "gr::sampled_logits": (*SAMPLED[1:], None, 1e-6, 0),
+        "gr::sampled_logits_backward": (*SAMPLED, None, 1e-6, 0, False, True, True),
     }[name]  # fmt: skip
     names = [argument.name for argument in OPERATORS[name].overload._schema.arguments]
     kernel = vector_kernel(name, dict(zip(names, call)), machine("910b1"))

@@ -106,12 +106,14 @@ class Case:
     dropout: float = 0.0
     mode: str = "max-autotune"
     kernels: str = "generated"
+    negatives: int = 0
 
     def __str__(self) -> str:
         words = [self.model, "training" if self.training else "forward", "dynamic" if self.dynamic else "static"]
         words += [f"{self.layers}-layers", *(["dropout"] if self.dropout else [])]
+        words += [f"{self.negatives}-negatives"] if self.negatives else []
         words += [option for option in (self.mode, self.kernels) if option not in ("max-autotune", "generated")]
-        return "-".join([*words, *({BUCKET: ["bucket"], "none": ["untouched"]}.get(self.passes, []))])
+        return "-".join([*words, *({BUCKET: ["bucket"], SHARE: ["shared"], "none": ["untouched"]}.get(self.passes, []))])
 
     @property
     def attentions(self) -> int:
@@ -135,6 +137,8 @@ class Case:
         batch = {name: everything[name] for name in arguments}
         if self.training:
             batch["targets"] = torch.tensor([[1, 0, 0, 0], [6, 7, 8, 0], [1, 0, 0, 0]])
+        if self.negatives:
+            batch["negatives"] = torch.randint(1, 21, (*ids.shape, self.negatives))
         return model_class(config).train(self.training), batch
 
     def capture(self) -> CapturedGraph:
@@ -148,9 +152,12 @@ class Case:
         return graph
 
 
+SHARE = "default,share-logits{expansion=3}"
 BUCKET = "default,eliminate-padding{mode=bucket,multiple=4}"
 DEFAULT = (Case("hstu", True, True), Case("sasrec", False, False), Case("encoder", True, False), Case("constants", True, True))
 MASKED = (Case("masked", True, True), Case("masked", False, False))
+NEGATIVES = (Case("hstu", True, True, negatives=5), Case("sasrec", True, False, negatives=5))
+SHARED = Case("hstu", True, True, negatives=5, passes=SHARE)
 REPLAYED = Case("stu", False, True, mode="npugraph_ex")
 SHIPPED = Case("plain", False, False, kernels="library")
 SLOW = (

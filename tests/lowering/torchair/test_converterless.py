@@ -8,7 +8,14 @@ from gr_compile.lowering.torchair.decompositions import OURS, decompositions, ra
 aten = torch.ops.aten
 X = torch.tensor([[3.0, -1.0, 0.5], [2.0, 7.0, float("nan")]])
 PLACES = torch.tensor([1, 0, -1, 1])
+WHOLE = torch.tensor([0, -1, 2**62 + 5, -(2**63), 12345678901234567, -77])
 CALLS = {
+    "shift": (aten.__rshift__.Scalar, (PLACES * 1000 - 1, 3)),
+    "shift, all but the sign": (aten.__rshift__.Scalar, (WHOLE, 62)),
+    "and": (aten.bitwise_and.Scalar, (WHOLE, 0xFFFFFFFF)),
+    "xor": (aten.bitwise_xor.Tensor, (WHOLE, WHOLE.flip(0) * 7)),
+    "xor, of booleans": (aten.bitwise_xor.Tensor, (PLACES > 0, PLACES < 1)),
+    "xor, broadcast": (aten.bitwise_xor.Tensor, (WHOLE, torch.tensor(-5))),
     "amax, all": (aten.amax.default, (X[:1],)),
     "amax, two dimensions": (aten.amax.default, (X[:1, :, None], [0, -2])),
     "amax, kept": (aten.amax.default, (X, [1], True)),
@@ -36,6 +43,9 @@ CALLS = {
     "roll, back and far": (aten.roll.default, (X, [-1, 5], [0, 1])),
     "roll, all elements": (aten.roll.default, (X, [2])),
     "roll, nothing": (aten.roll.default, (X[:0], [1], [0])),
+    "softplus": (aten.softplus.default, (torch.linspace(-200, 200, 999),)),
+    "softplus, halves": (aten.softplus.default, (torch.linspace(-30, 30, 99).half(),)),
+    "softplus, steep": (aten.softplus.default, (torch.linspace(-30, 30, 99).double(), 2.5, 8.0)),
     "sub": (aten.sub.Scalar, (X, 2)),
     "sub, scaled": (aten.sub.Scalar, (X, 2, 3)),
 }  # fmt: skip
@@ -70,6 +80,10 @@ def test_random_numbers_fill_their_range(low, high):
         (aten.index_put.default, (torch.zeros(3), [torch.tensor([True, False, True])], torch.ones(2))),
         (aten.repeat_interleave.Tensor, (torch.tensor([1, 2]),)),
         (aten.embedding_dense_backward.default, (torch.randn(2, 3), torch.tensor([0, 0]), 2, -1, True)),
+        (aten.__rshift__.Scalar, (PLACES, 63)),
+        (aten.__rshift__.Scalar, (PLACES, -1)),
+        (aten.bitwise_and.Scalar, (PLACES > 0, 1)),
+        (aten.bitwise_xor.Tensor, (PLACES > 0, PLACES)),
     ],
 )
 def test_other_forms_are_left_alone(operator, args):

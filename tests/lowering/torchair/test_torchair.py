@@ -5,11 +5,12 @@ Skipped, with the reason, where torch_npu's wheel cannot be had.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
 import torch
-from cases import DEFAULT, MASKED, REPLAYED, SHIPPED, SLOW, Case
+from cases import DEFAULT, MASKED, NEGATIVES, REPLAYED, SHARED, SHIPPED, SLOW, Case
 from pbtxt import GeNode, read
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,7 +23,7 @@ from gr_compile.lowering.ascendc.machine import machine
 from gr_compile.lowering.ascendc.operators import OPERATORS
 from gr_compile.lowering.torchair import convert, files, library
 from gr_compile.lowering.torchair.request import Request
-from gr_compile.lowering.torchair.target import Work, _types, refuse_failures
+from gr_compile.lowering.torchair.target import AscendLowering, Work, _types, refuse_failures
 from gr_compile.ops.score_program import ScoreProgram
 
 gr = torch.ops.gr
@@ -45,6 +46,7 @@ def refused():
         small("unknown", lambda x: [torch.lgamma(x), torch.lgamma(x + 1), torch.digamma(x)], torch.ones(3)),
         small("fill", lambda x, i: [gr.unpack(x, i, 1, 2, 1 << 40)], torch.tensor([7]), place),
         small("literal", lambda x, i: [gr.segment_sum(gr.pack(x, i) * LITERAL, OFFSETS)], wide.float(), place),
+        small("stored", lambda q, i: [gr.sampled_logits(q, q, i, None, None, -1, q.half())], wide[0].float(), mask.long().T),
         small("suffix", lambda m: [gr.suffix_any(m)], mask),
     ]
 
@@ -83,7 +85,7 @@ class Outcome:
 def outcome(tmp_path_factory, request):
     slow = "slow" in request.config.getoption("markexpr") and "not slow" not in request.config.getoption("markexpr")
     cases = (*DEFAULT, *SLOW) if slow else DEFAULT
-    return Outcome((*cases, *MASKED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
+    return Outcome((*cases, *MASKED, *NEGATIVES, SHARED, REPLAYED, SHIPPED), tmp_path_factory.mktemp("lowered"))
 
 
 CASES = [
@@ -255,6 +257,51 @@ def test_reads_by_masks_take_counts_as_inputs(outcome, case):
     torch.testing.assert_close(outputs[0], model(**batch))
 
 
+# -------------------------------------------------------------------------------------------------- losses
+@pytest.mark.parametrize("case", NEGATIVES, ids=str)
+def test_logits_of_negatives_are_one_node_of_each_graph(outcome, case):
+    """A cosine and a dot product, positive and negatives together; the numbers are eager torch's, gradients too."""
+    described = outcome.described[str(case)]
+    assert described["largest_difference"] < 1e-5 and not described["fixed"]
+    (forward,), (backward,) = (
+        of_type(outcome.graph(case, part), kind)
+        for part, kind in (("forward", "GrSampledLogits"), ("backward", "GrSampledLogitsBackward"))
+    )
+    eps = 1e-6 if case.model == "hstu" else -1.0
+    for node in (forward, backward):
+        fed = node.named_inputs()
+        assert fed["query"] and fed["table"] and fed["ids"] and not fed["group"]
+        (number,) = re.findall(r"\bf: ([-\d.e]+)", node.attributes["eps"])
+        assert float(number) == pytest.approx(eps)
+    flags = [backward.flags(name) or [False] for name in ("need_query", "need_table")]
+    assert flags == [[True], [True]]
+    read = {edge for node in outcome.graph(case, "backward").values() for edge in node.inputs}
+    assert {f"{backward.name}:0", f"{backward.name}:1"} <= read
+    model, batch = case.build()
+    outputs, _ = torch.load(outcome.scratch / str(case) / "ran.pt")
+    torch.testing.assert_close(outputs[0], model(**batch), rtol=1e-4, atol=1e-5)
+
+
+def test_the_project_holds_the_kernels_of_sampled_logits(outcome, tmp_path):
+    case = NEGATIVES[0]
+    one, item = outcome.converted[str(case)], outcome.work[str(case)]
+    calls = [call for part in one.parts for call in outcome.attention(case, part.name)]
+    found = write_operators([(item.request.graph, item.known)], _types([one]), tmp_path, machine("910b1"), calls)
+    (tokens,) = item.counts
+    (entry,) = [entry for entry in found["kernels"] if entry["operator"] == "gr::sampled_logits"]
+    assert (entry["tiling"]["tokens"], entry["tiling"]["samples"], entry["tiling"]["cosine"]) == (tokens, 6, 1)
+    assert not found["without_kernel"]
+    written = {path.name for path in (tmp_path / "operators" / "op_kernel").iterdir()}
+    assert {"gr_sampled_logits", "gr_sampled_logits_backward"} <= written
+
+
+def test_shared_logits_are_lowered_by_a_sort_and_not_compared_with_the_model(outcome):
+    nodes, described = outcome.graph(SHARED), outcome.described[str(SHARED)]
+    assert len(of_type(nodes, "GrSampledLogits")) == len(of_type(nodes, "Sort")) == 1
+    assert described["largest_difference"] is None
+    assert "numbers were not compared: share-logits changed what the model computes" in described["notes"]
+
+
 # ------------------------------------------------------------------------------------------------- options
 def test_a_graph_to_replay_has_sizes_of_its_inputs_alone(outcome):
     described, item = outcome.described[str(REPLAYED)], outcome.work[str(REPLAYED)]
@@ -309,6 +356,12 @@ def test_a_program_that_fits_is_huaweis_operator(outcome):
 # ------------------------------------------------------------------------------------------------ refusals
 def test_a_dtype_that_ascend_has_not(outcome):
     assert "gr::pack: dense is float64" in outcome.converted["float64"].error
+
+
+def test_a_call_that_reads_rows_from_a_copy_has_no_kernel(outcome):
+    """insert-fp16 makes none for this target: it has no gr::stored_rows."""
+    assert "gr::sampled_logits: no kernel takes stored" in outcome.converted["stored"].error
+    assert not AscendLowering().supports("gr::stored_rows")
 
 
 def test_operators_without_a_converter_are_all_named(outcome):

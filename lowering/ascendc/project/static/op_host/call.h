@@ -55,6 +55,8 @@ template <class Context> struct Call {
     std::memcpy(&found, context->GetAttrs()->template GetAttrPointer<float>(index), sizeof(found));
     return found;
   }
+  // -1 stands for a number that need not be there.
+  int64_t given(int index) const { return *context->GetAttrs()->template GetAttrPointer<float>(index) != -1.0f; }
   const char* text(int index) const { return context->GetAttrs()->GetStr(index); }
   bool says(int index, const char* wanted) const { return std::strcmp(text(index), wanted) == 0; }
   bool holds(int index, const char* wanted) const { return std::strstr(text(index), wanted) != nullptr; }
