@@ -85,3 +85,34 @@ def test_wrong_arguments_are_one_line_and_an_exit_code(gr_compile, arguments, co
     done = gr_compile("train", *SMALL, *arguments)
     assert done.returncode == 1
     assert complaint in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_shared_and_stored_negatives_are_passes_of_the_run(gr_compile, tmp_path):
+    whole, _ = run(
+        gr_compile, tmp_path, "--epochs", 1, "--max-steps", 2, "--negatives", 4, "--share", 2, "--fp16", "negatives,activations"
+    )
+    rows = {row["name"]: row for row in whole["passes"] if row["training"]}
+    assert rows["share-logits"]["matches"] and len(rows["insert-fp16"]["matches"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--share", 2), "--share needs --negatives"),
+        (("--share", 0), "--share 0: at least 1"),
+        (("--fp16", "negatives"), "--fp16 needs --negatives"),
+        (("--fp16", "weights"), "sites=weights: one or more of negatives"),
+        (("--run", "eager", "--negatives", 4, "--share", 2), "--share is for --run optimized"),
+        (("--run", "torch-compile", "--fp16", "activations"), "--fp16 is for --run optimized"),
+    ],
+)
+def test_passes_of_losses_that_cannot_be_meant(gr_compile, arguments, message):
+    done = gr_compile("train", *SMALL, *arguments)
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_a_checkpoint_is_continued_with_the_same_objective(gr_compile, tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    run(gr_compile, tmp_path, "--negatives", 4, "--share", 2, "--epochs", 1, "--max-steps", 1, "--checkpoint", checkpoint)
+    done = gr_compile("train", *SMALL, "--negatives", 4, "--epochs", 2, "--checkpoint", checkpoint, "--resume")
+    assert done.returncode == 1 and "objective" in done.stderr
