@@ -10,7 +10,8 @@ import torch.fx as fx
 
 import gr_compile.lowering.cpu.kernels
 import gr_compile.lowering.cpu.linear_cross_entropy
-import gr_compile.lowering.cpu.sampled_logits  # noqa: F401  (registers them)
+import gr_compile.lowering.cpu.sampled_logits
+import gr_compile.lowering.cpu.segmented_logits  # noqa: F401  (registers them)
 from gr_compile.lowering.target import Compiled
 
 

@@ -12,7 +12,8 @@ from torch._inductor.compile_fx import compile_fx
 import gr_compile.lowering.cpu.kernels
 import gr_compile.lowering.cpu.linear_cross_entropy
 import gr_compile.lowering.cpu.lookup
-import gr_compile.lowering.cpu.sampled_logits  # noqa: F401
+import gr_compile.lowering.cpu.sampled_logits
+import gr_compile.lowering.cpu.segmented_logits  # noqa: F401
 from gr_compile.lowering.decompositions import decompositions
 from gr_compile.lowering.target import Compiled
 

@@ -13,6 +13,7 @@ from gr_compile.ops import (
     pack,
     places,
     sampled_logits,
+    segmented_logits,
     silu_split,
 )
 from gr_compile.ops.score_program import ScoreProgram
@@ -28,5 +29,6 @@ __all__ = [
     "pack",
     "places",
     "sampled_logits",
+    "segmented_logits",
     "silu_split",
 ]
