@@ -107,9 +107,7 @@ class StoredTable:
 
     def _ready(self, segments: Segments) -> SegmentBuffers:
         if self._buffers is None or self._buffers.segments != segments:
-            self.flush()
-            if self._buffers is not None:
-                self._buffers.close()
+            self.release()
             self._buffers = SegmentBuffers(self.file, segments)
         return self._buffers
 
@@ -136,6 +134,14 @@ class StoredTable:
             if buffers is not None:
                 buffers.settle()
 
+    def release(self) -> None:
+        """Give the memory of the buffers back; the next sweep takes it again."""
+        with self.lock:
+            self.flush()
+            if self._buffers is not None:
+                self._buffers.close()
+            self._buffers = None
+
     def _pages(self, pending: _Pending, segments: Segments) -> Pages:
         found = np.logical_or.reduce([one.pages(segments) for one in pending.recorded])
         for segment in pending.done:
@@ -150,7 +156,7 @@ class StoredTable:
 
     @property
     def waited(self) -> float:
-        """Seconds for which computation has waited for the file."""
+        """Seconds for which computation has waited for the file, with the buffers that there are."""
         return 0.0 if self._buffers is None else self._buffers.waited
 
     def __del__(self) -> None:

@@ -176,18 +176,28 @@ struct Updates {
     return row.allocate(a) && total.allocate(a.width) && at.allocate(plans) && end.allocate(plans);
   }
   static i64 id(const Plan& p, i64 i) { return p.a.ids[p.sorted.order[i]]; }
-  void add(const Plan& p, TT* table, i64 k, i64 next) {
-    SampledArgs a = p.a;
-    a.table = table;
+  // The gradient of row `next` by plan k into row.sum; false where it has none.
+  bool sum(const Plan& p, const SampledArgs& a, i64 k, i64 next) {
     i64 to = at[k];
     while (to < end[k] && id(p, to) == next) to++;
-    if (to == at[k]) return;
+    if (to == at[k]) return false;
     row.id = next;
     memset((void*)row.sum.data, 0, a.width * sizeof(float));
     add_lookups(p, a, at[k], to, row);
     if (a.normalized) row.before_normalizing(a);
-    for (i64 c = 0; c < a.width; c++) total[c] += row.sum[c];
     at[k] = to;
+    return true;
+  }
+  const float* over_plans(Plan** plans, i64 count, TT* table, i64 next) {
+    i64 width = plans[0]->a.width;
+    if (count > 1) memset((void*)total.data, 0, width * sizeof(float));
+    for (i64 k = 0; k < count; k++) {
+      SampledArgs a = plans[k]->a;
+      a.table = table;
+      if (sum(*plans[k], a, k, next) && count > 1)
+        for (i64 c = 0; c < width; c += W) store<vf>(&total[c], load<vf>(&total[c]) + load<vf>(&row.sum[c]));
+    }
+    return count > 1 ? total.data : row.sum.data;
   }
   void run(Plan** plans, i64 count, TT* table, i64 begin, i64 last, const Rule& rule) {
     for (i64 k = 0; k < count; k++) at[k] = plans[k]->first_sorted(begin), end[k] = plans[k]->first_sorted(last, at[k]);
@@ -197,9 +207,8 @@ struct Updates {
       for (i64 k = 0; k < count; k++)
         if (at[k] < end[k]) next = least(next, id(*plans[k], at[k]));
       if (next == last) return;
-      memset((void*)total.data, 0, a.width * sizeof(float));
-      for (i64 k = 0; k < count; k++) add(*plans[k], table, k, next);
-      update_row(rule, total.data, a.features, a.width, next, table + next * a.features);
+      const float* grad = over_plans(plans, count, table, next);
+      update_row(rule, grad, a.features, a.width, next, table + next * a.features);
     }
   }
 };
