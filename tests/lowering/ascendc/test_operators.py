@@ -25,6 +25,7 @@ NO_ROW = {
     "gr::dropout_share",  # no kernel of attention drops weights there
     "gr::linear_cross_entropy", "gr::linear_cross_entropy_tokens", "gr::linear_cross_entropy_gradients",
     "gr::sampled_logits", "gr::sampled_logits_backward", "gr::other_tokens",
+    "gr::segmented_logits", "gr::segmented_logits_backward",
 }  # fmt: skip
 """Operators that passes leave alone there: the target does not support them."""
 
