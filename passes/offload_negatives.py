@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from gr_compile.analysis.reads import SHAPE_ONLY
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.pipeline import PassContext
 
@@ -36,7 +37,9 @@ class OffloadNegatives(Pass):
     segments: int = 8
 
     name: ClassVar[str] = "offload-negatives"
-    after: ClassVar[frozenset[str]] = frozenset({"canonicalize", "eliminate-padding", "fuse-sampled-logits", "share-logits"})
+    after: ClassVar[frozenset[str]] = frozenset({
+        "canonicalize", "eliminate-padding", "fuse-sampled-logits", "share-logits",
+    })  # fmt: skip
     numerics: ClassVar[Numerics] = "reassociates"
     preset_targets: ClassVar[frozenset[str] | None] = frozenset()  # by name only: for no target is it a gain as such
 
@@ -80,6 +83,11 @@ def _obstacle(node: fx.Node, context: PassContext) -> Miss | None:
     if table.op not in ("placeholder", "get_attr"):
         hint = "look up rows of the parameter itself; what is done to rows can be done to logits, or to the rows"
         return Miss(f"the table is made by {table.target} in the graph: all of it is in memory", table, hint)
+    others = [user for user in table.users if user.target not in (_CALL, _SEGMENTED) and user.target not in SHAPE_ONLY]
+    if others and context.report.training and not table.meta.get("gr_requires_grad", True):
+        hint = "give the negatives a table of their own, or let the table take a gradient (which then lies in a file)"
+        what = f"{others[0].target} reads the table, too, whose row optimizer would not see that gradient"
+        return Miss(what, others[0], hint)
     if any(x is not None for x in (*node.args[_OPERANDS:], *node.kwargs.values())):
         return Miss("the rows are read from a copy in another dtype, which is in memory", node)
     return None

@@ -1,12 +1,13 @@
 """Training steps of a sampled softmax: the table in memory, and the table in a file of which memory holds a part.
 
-Both take SGD's step, the table in memory by torch.optim.SGD, whose gradient is made anew in each step. That in a file is
+Both take SGD's step, the table in memory by torch.optim.SGD, its gradient made anew in each step. That in a file is
 updated where the next forward reads it (deferred). In a memory cgroup, where one can be made, there is room for
 the buffers and for `_STEP` bytes that a step needs beside the table.
 """
 
 from __future__ import annotations
 
+import itertools
 import resource
 import tempfile
 import time
@@ -48,7 +49,7 @@ class InMemoryTrial:
             optimizer.step()
         times.append(time.perf_counter())
         self.loss = loss.detach()
-        parts = dict(zip(("forward", "backward", "update"), (b - a for a, b in zip(times, times[1:]))))
+        parts = dict(zip(("forward", "backward", "update"), (b - a for a, b in itertools.pairwise(times))))
         return {"step": times[-1] - times[0], **parts}
 
     def checks(self) -> dict[str, float]:

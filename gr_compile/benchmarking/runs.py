@@ -34,7 +34,8 @@ class ContenderRun:
 
     first_seconds: the first step, compilation included. compile_seconds: that beyond a later step. cold:
     nothing that this contender compiled before lay in a cache. deviation: largest relative difference of
-    output and gradients from the reference (eager, else torch.compile, else for a table in a file the one in memory); None where there is none.
+    output and gradients from the reference (eager, else torch.compile; of a table in a file: that in memory);
+    None where there is none.
     """
 
     contender: str

@@ -22,8 +22,8 @@ PRINCIPALS = ("eager", "torch_compile", "gr_compile")
 class BenchSettings:
     """Sizes are B, N, D, H, dqk = dv and V; `negatives` are those of a token in a sampled loss; `fills` are shares of
     valid places; `repeats` are rounds in which every contender has its turn. `memory_limit` (GiB) is the most that one
-    process may allocate; None is what the machine has available when the process starts. `trains`: a step ends with SGD's
-    part. `segments`: of a table in a file, which lies in `folder` (None: the system's folder of temporary files)."""
+    process may allocate; None is what the machine has available when the process starts. `trains`: a step ends with
+    SGD's part. `segments`: of a table in a file, which lies in `folder` (None: that of temporary files)."""
 
     model: str = "hstu"
     dtype: str = "float32"

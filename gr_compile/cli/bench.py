@@ -11,8 +11,8 @@ forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, 
 `loss`: {fill, model, tokens, items, negatives (null: all items), <contender>_ms, <contender>_mb (what a step adds to
 the table, the states and their gradients), speedup_vs_torch_compile, memory_vs_eager, memory_vs_torch_compile}; of
 `offload`: {fill, tokens, items, negatives, segments, table_mb, in_memory_ms, offloaded_ms, speed_vs_in_memory,
-forward_ms, backward_ms, update_ms, waited_ms (of a step, for the file), buffers_mb, limit_mb (of a memory cgroup; 0: none
-could be made), read_mb, written_mb, major_faults (of a step), direct (1: past the page cache)}; of
+forward_ms, backward_ms, update_ms, waited_ms (of a step, for the file), buffers_mb, limit_mb (of a memory cgroup; 0:
+none could be made), read_mb, written_mb, major_faults (of a step), direct (1: past the page cache)}; of
 `turbogr`: {fill, mode, model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops,
 peak_mb, steady_peak_mb}.
 
@@ -65,7 +65,9 @@ def bench(
     num_layers: Annotated[int | None, typer.Option(help="Layers.", rich_help_panel=SIZES)] = None,
     items: Annotated[int | None, typer.Option(help="V, the catalogue.", rich_help_panel=SIZES)] = None,
     negatives: Annotated[int | None, typer.Option(help="R, of a token: loss.", rich_help_panel=SIZES)] = None,
-    segments: Annotated[int | None, typer.Option(help="Of the table in a file: offload.", rich_help_panel=SIZES)] = None,
+    segments: Annotated[
+        int | None, typer.Option(help="Of the table in a file: offload.", rich_help_panel=SIZES)
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the table's file lies: offload (default: temporary files).")
     ] = None,

@@ -6,8 +6,8 @@
 """
 
 from gr_compile.offload.optimizers import SGD, RowwiseAdagrad
-from gr_compile.offload.tables import attach, create, dense_state, flush, load, move, save
 from gr_compile.offload.table_file import TableFileError
+from gr_compile.offload.tables import attach, create, dense_state, flush, load, move, save
 
 __all__ = [
     "SGD", "RowwiseAdagrad", "TableFileError", "attach", "create", "dense_state", "flush", "load", "move", "save",

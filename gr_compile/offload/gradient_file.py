@@ -24,7 +24,8 @@ def rows_in_a_file(folder: Path, rows: int, width: int, dtype: torch.dtype) -> T
     try:
         scratch = tempfile.TemporaryDirectory(prefix="gr_compile-gradient-", dir=folder)
     except OSError as error:
-        raise TableFileError(error.errno, f"no file of a gradient can be made: {error.strerror}", str(folder)) from error
+        what = f"no file of a gradient can be made: {error.strerror}"
+        raise TableFileError(error.errno, what, str(folder)) from error
     with scratch as work:
         path = Path(work) / "gradient"
         make_room(path, size_of(rows, width, dtype))

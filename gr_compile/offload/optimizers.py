@@ -1,7 +1,7 @@
 """Optimizers of tables in files: of a step they see lookups, and update the rows that were looked up.
 
-The gradient of such a table is never made. It is a sum over lookups, grad[t, r] * query[t] for each row ids[t, r]; backwards
-leave those three, and a step sums them segment by segment while the rows are in memory.
+The gradient of such a table is never made. It is a sum over lookups, grad[t, r] * query[t] for each row ids[t, r];
+backwards leave those three, and a step sums them segment by segment while the rows are in memory.
 """
 
 from __future__ import annotations
@@ -36,16 +36,25 @@ class _RowOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop what backwards have recorded since the last step."""
-        self.stored.recorded.clear()
+        self.stored.forget_recorded()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the rows that were looked up since the last step, and forget the lookups.
 
         Raises:
+            RuntimeError: no backward went by the table since the last step.
             TableFileError: the file is short or cannot be written; some rows may be new, some old.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
-        if self.stored.recorded:
+        if not self.stored.backwards:
+            raise RuntimeError(
+                "no backward has recorded lookups of the table: its loss goes through gr_compile.optimize with the "
+                "pass offload-negatives (explain says why the pass left it), and something else of the loss takes a "
+                "gradient"
+            )
+        if not self.stored.recorded:
+            self.stored.forget_recorded()
+        else:
             self.stored.update(self.table, self._rule(self.param_groups[0]), self.deferred)
         return loss
 
@@ -89,6 +98,15 @@ class RowwiseAdagrad(_RowOptimizer):
         """As torch's; a step that is deferred is taken first, and so the sums are of the file's rows."""
         self.stored.flush()
         return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round the sums to the table's dtype. ValueError: they are of another table."""
+        sums = state_dict["state"][0]["sum"]
+        if sums.shape != self.table.shape[:1]:
+            found, rows = list(sums.shape), self.table.shape[0]
+            raise ValueError(f"the sums of another table: {found}, and the table has {rows} rows")
+        super().load_state_dict(state_dict)
+        self.state[self.table]["sum"] = sums.to("cpu", torch.float32, copy=True)
 
 
 def _check(**numbers: float) -> None:

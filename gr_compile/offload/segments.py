@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gr_compile.offload.table_file import PAGE
 
-_GAP = 16  # pages that nobody needs, and that are read along rather than leaping over them
+_GAP = 48  # pages that nobody needs, read along: a disk takes about as long to leap over them
 
 Pages = NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,13 +62,14 @@ class StoredTable:
 
     Attributes:
         collects: whether backwards record what they have for it, for an optimizer.
-        recorded: what they have recorded since the last step.
+        recorded: what they have recorded since the last step, and how many `backwards` there were, empty ones too.
         lock: held while segments are read or written.
     """
 
     def __init__(self, file: TableFile) -> None:
         self.file, self.collects, self.lock = file, False, threading.RLock()
         self.recorded: list[Recorded] = []
+        self.backwards = 0
         self._buffers: SegmentBuffers | None = None
         self._pending: _Pending | None = None
         self._version = -1
@@ -116,7 +117,8 @@ class StoredTable:
         """Apply a rule with all that is recorded: now, or where the next forward comes by."""
         with self.lock:
             self.flush()
-            self._pending, self.recorded = _Pending(self.recorded, rule), []
+            self._pending = _Pending(self.recorded, rule)
+            self.forget_recorded()
             torch.autograd.graph.increment_version(table)  # a backward of an older forward would read new rows
             self._version = table._version
             if not deferred:
@@ -133,6 +135,20 @@ class StoredTable:
                     pass
             if buffers is not None:
                 buffers.settle()
+
+    def forget_recorded(self) -> None:
+        """No backward has been, as far as the next step is concerned."""
+        self.recorded, self.backwards = [], 0
+
+    def replace(self, content: Callable[[], None]) -> None:
+        """Let `content` write the whole file; what was to be written to the old one is dropped."""
+        with self.lock:
+            self._pending = None
+            self.forget_recorded()
+            if self._buffers is not None:
+                self._buffers.forget()
+            self.file.make_whole()
+            content()
 
     def release(self) -> None:
         """Give the memory of the buffers back; the next sweep takes it again."""

@@ -66,8 +66,8 @@ class TableFile:
             errno.EIO,
             f"the file of a table [{self.rows}, {self.width}] of {self.dtype} has {found} bytes and must have "
             f"{self.size}: it was changed while it was used, or holds another table. Parameters in memory and "
-            "checkpoints are as they were. Put a copy of the file in its place (offload.load reads one), and start again "
-            "from the checkpoint that belongs to it",
+            "checkpoints are as they were. Put a copy of the file in its place (offload.load reads one), and start "
+            "again from the checkpoint that belongs to it",
             str(self.path),
         )
 
@@ -113,6 +113,15 @@ class TableFile:
             os.fdatasync(self._cached)  # pages that wait to be written are not dropped
         drop_cached(self._cached, offset, moved)
         return moved // PAGE * PAGE
+
+    def make_whole(self) -> None:
+        """Give the file its size again. TableFileError: there is no room."""
+        try:
+            os.ftruncate(self._cached, self.size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._cached, 0, self.size)
+        except OSError as error:
+            raise TableFileError(error.errno, error.strerror, str(self.path)) from error
 
     def synchronize(self) -> None:
         """What was written is on the disk when this returns."""

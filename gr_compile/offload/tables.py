@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gr_compile.offload.stored import StoredTable, mapped, stored_table
-from gr_compile.offload.table_file import PAGE, TableFile, TableFileError, make_room, size_of
+from gr_compile.offload.table_file import TableFile, TableFileError, make_room, size_of
 
 _ONCE = 16 << 20  # bytes that are copied at a time
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -37,8 +38,9 @@ def move(table: nn.Embedding, path: str | os.PathLike[str]) -> nn.Embedding:
         TableFileError: as `create`; the table is as it was.
     """
     weight = table.weight.detach()
-    create(path, *weight.shape, weight.dtype)
-    file = TableFile(Path(path), *weight.shape, weight.dtype)
+    rows, width = weight.shape
+    create(path, rows, width, weight.dtype)
+    file = TableFile(Path(path), rows, width, weight.dtype)
     try:
         _write(file, weight.contiguous())
     finally:
@@ -68,6 +70,7 @@ def flush(table: nn.Embedding) -> None:
         TableFileError: it cannot be written.
     """
     stored = _stored(table)
+    stored.file.check()
     stored.flush()
     if stored.file.writable:
         _synchronize_mapping(table.weight)
@@ -97,19 +100,16 @@ def save(table: nn.Embedding, path: str | os.PathLike[str]) -> None:
 
 
 def load(table: nn.Embedding, path: str | os.PathLike[str]) -> None:
-    """Read back what `save` has written, into the table's own file.
+    """Read back what `save` has written, into the table's own file, which may have become short.
 
     Raises:
-        TableFileError: the copy is missing or has another size (nothing has changed), or the table's file is short.
+        TableFileError: the copy is missing or has another size (nothing has changed), or the disk has no room.
     """
     stored = _stored(table)
     source = TableFile(Path(path), stored.file.rows, stored.file.width, stored.file.dtype, writable=False)
     try:
-        with stored.lock:
-            stored.flush()
-            stored.recorded.clear()
-            _copy(source, stored.file)
-            torch.autograd.graph.increment_version(table.weight)
+        stored.replace(lambda: _copy(source, stored.file))
+        torch.autograd.graph.increment_version(table.weight)
     finally:
         source.close()
 
@@ -135,8 +135,6 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 
 def _buffer() -> tuple[memoryview, int]:
-    import mmap
-
     memory = mmap.mmap(-1, _ONCE)
     return memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
 

@@ -42,7 +42,7 @@ def source(table: torch.dtype, ids: torch.dtype) -> str:
 def entries(table: torch.dtype, ids: torch.dtype) -> Entries | None:
     """The functions of a translation unit by name; None where the reference has to do."""
     found = {name: entry(lambda: source(table, ids), f"gr_segments_{name}") for name in _ENTRIES}
-    return None if None in found.values() else found  # type: ignore[return-value]
+    return None if None in found.values() else found
 
 
 class KernelLookups:

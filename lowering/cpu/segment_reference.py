@@ -34,7 +34,7 @@ class ReferenceLookups:
     def pages(self, segments: Segments) -> Pages:
         """The pages of the table's file that lookups touch."""
         found = np.zeros(-(-segments.rows * segments.row_bytes // PAGE), np.bool_)
-        first = self.ids.flatten().long().unique().numpy() * segments.row_bytes
+        first = torch.unique(self.ids).long().numpy() * segments.row_bytes
         last = first + segments.row_bytes - 1
         for k in range(-(-segments.row_bytes // PAGE) + 1):
             found[np.minimum(first // PAGE + k, last // PAGE)] = True
@@ -58,7 +58,7 @@ class ReferenceLookups:
     def update(self, all_recorded: Sequence[ReferenceLookups], rows: range, address: int, rule: Rule) -> None:
         """Apply a rule to a segment's rows with the sum of the gradients of `all_recorded`."""
         grad = torch.stack([one._gradients(rows, address, False)[1][:-1].double() for one in all_recorded]).sum(0)
-        looked_up = torch.cat([one.ids.flatten() for one in all_recorded]).long().unique()
+        looked_up = torch.unique(torch.cat([one.ids.flatten().long() for one in all_recorded]))
         local = looked_up[(looked_up >= rows.start) & (looked_up < rows.stop)] - rows.start
         rate = torch.full((len(local), 1), rule.lr, dtype=torch.float64)
         if rule.sums is not None:

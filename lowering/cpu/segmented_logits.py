@@ -97,8 +97,8 @@ def _by_reference(operands: Operands, stored: StoredTable | None, cut: Segments)
 
 
 def _reference(operands: Operands, grad: Tensor | None) -> ReferenceLookups:
-    query, table, *rest = operands
-    return ReferenceLookups(query, table.dtype, *rest, grad)
+    query, table, ids, group, eps, padding = operands
+    return ReferenceLookups(query, table.dtype, ids, group, eps, padding, grad)
 
 
 def _copied(operands: Operands, grad: Tensor) -> tuple[Operands, Tensor]:
@@ -118,6 +118,8 @@ def segmented_logits_backward(
     check_gradient(grad, query, ids)
     stored = _known(table)
     functions, some = _functions(query, table, ids), query.numel() and table.numel() and ids.numel()
+    if stored is not None and stored.collects and not need_table:
+        stored.backwards += 1
     if not some or (functions is None and stored is None):
         return segmented_logits_backward_reference(grad, *operands, segments, into_leaf, need_query, need_table)
     cut = _cut(table, stored, segments)
