@@ -72,11 +72,12 @@ class SegmentBuffers:
             self.forget()
             raise
 
-    def prefetch(self, order: Sequence[int], needed: Pages) -> None:
-        """Begin to read the first segments of a sweep that is to come, as many as there are buffers."""
+    def prefetch(self) -> None:
+        """Begin to read the segments with which the next forward begins, whole: their lookups are not known yet."""
+        everything = np.ones(self.segments.pages_of(self.segments.count - 1).stop, np.bool_)
         busy: _Buffer | None = None
-        for segment in order[:_BUFFERS]:
-            busy = self._request(segment, needed, busy)
+        for segment in range(len(self._buffers)):
+            busy = self._request(segment, everything, busy)
 
     def settle(self) -> None:
         """Wait until what was changed is written. TableFileError: it is not."""

@@ -22,6 +22,7 @@ from gr_compile.offload.segments import Pages, Segments
 from gr_compile.offload.table_file import PAGE, TableFile, Traffic
 
 _NAME = "_gr_compile_stored"
+_DENSE = 0.5  # of the pages of a segment: then the next step needs most of it, too
 _SEGMENTS = 8  # of a table that no compiled graph has read yet
 
 
@@ -106,6 +107,10 @@ class StoredTable:
                 self._buffers.settle()
                 self._buffers.forget()
 
+    def _cut(self) -> Segments:
+        """That of the buffers, where there are some."""
+        return self.segments(_SEGMENTS) if self._buffers is None else self._buffers.segments
+
     def _ready(self, segments: Segments) -> SegmentBuffers:
         if self._buffers is None or self._buffers.segments != segments:
             self.release()
@@ -122,14 +127,17 @@ class StoredTable:
             torch.autograd.graph.increment_version(table)  # a backward of an older forward would read new rows
             self._version = table._version
             if not deferred:
+                touched = self._pages(self._pending, self._cut())
                 self.flush()
+                if self._buffers is not None and touched[self._cut().pages_of(0)].mean() > _DENSE:
+                    self._buffers.prefetch()
 
     def flush(self) -> None:
         """The file holds all that the table is when this returns."""
         with self.lock:
             buffers = self._buffers
             if self._pending is not None:
-                segments = self.segments(_SEGMENTS) if buffers is None else buffers.segments
+                segments = self._cut()
                 self._buffers = buffers = buffers or SegmentBuffers(self.file, segments)
                 for _ in self.sweep(segments, np.zeros(self.file.size // PAGE, np.bool_)):
                     pass

@@ -107,6 +107,29 @@ def test_a_compiled_model_trains_as_one_in_memory(tmp_path: Path, deferred: bool
     assert ours.table.weight.grad is None
 
 
+def test_a_step_prefetches_what_the_next_forward_begins_with(tmp_path: Path) -> None:
+    """Where the step touched most of it; and what is written to the weight meanwhile is seen."""
+    table, weight = table_in(tmp_path / "t")
+    update = offload.SGD(table, 0.5)
+    stored = stored_table(table.weight)
+    assert stored is not None
+    ids = torch.arange(ROWS).view(-1, 5)
+    query = torch.ones(len(ids), WIDTH, requires_grad=True)
+    for _ in range(2):
+        gr.segmented_logits(query, table.weight, ids, None, None, -1, 6).sum().backward()
+        update.step()
+        weight -= 0.5
+        stored.flush()  # waits for the buffers
+        before = stored.traffic.bytes_read
+        gr.segmented_logits(query[:9], table.weight, ids[:9], None, None, -1, 6)
+        assert stored.traffic.bytes_read == before
+        torch.testing.assert_close(table.weight.detach(), weight)
+    with torch.no_grad():
+        table.weight += 1
+    found = gr.segmented_logits(query[:9], table.weight, ids[:9], None, None, -1, 6)
+    torch.testing.assert_close(found, gr.sampled_logits(query[:9], weight + 1, ids[:9], None, None, -1))
+
+
 def test_a_table_without_row_optimizer_has_a_gradient_like_any(tmp_path: Path) -> None:
     table, weight = table_in(tmp_path / "t")
     plain = weight.clone().requires_grad_()
