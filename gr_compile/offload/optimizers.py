@@ -33,6 +33,9 @@ class _RowOptimizer(torch.optim.Optimizer):
         self.table.requires_grad_(False)
         super().__init__([self.table], defaults)
         self.stored.collects = True
+        module: Any = table
+        module.register_state_dict_pre_hook(_flush_first)
+        module.register_load_state_dict_pre_hook(_flush_first)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop what backwards have recorded since the last step."""
@@ -107,6 +110,13 @@ class RowwiseAdagrad(_RowOptimizer):
             raise ValueError(f"the sums of another table: {found}, and the table has {rows} rows")
         super().load_state_dict(state_dict)
         self.state[self.table]["sum"] = sums.to("cpu", torch.float32, copy=True)
+
+
+def _flush_first(table: nn.Module, *_: Any) -> None:
+    """What reads or writes all of the weight finds no deferred step."""
+    stored = stored_table(table.get_parameter("weight"))
+    if stored is not None:
+        stored.flush()
 
 
 def _check(**numbers: float) -> None:

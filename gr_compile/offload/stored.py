@@ -99,9 +99,18 @@ class StoredTable:
             self._pending = None
 
     def notice(self, table: Tensor) -> None:
-        """Forget what the buffers hold where somebody has written to the mapping since."""
+        """Forget what the buffers hold where somebody has written to the mapping since; writes by .data are not seen.
+
+        Raises:
+            RuntimeError: a deferred step waits, which came before what was written.
+        """
         version = -1 if table.is_inference() else table._version
         if version != self._version:
+            if self._pending is not None:
+                raise RuntimeError(
+                    f"the weight in {self.file.path} was written while a deferred step waits: call offload.flush "
+                    "before, and now offload.load to start from a copy"
+                )
             self._version = version
             if self._buffers is not None:
                 self._buffers.settle()

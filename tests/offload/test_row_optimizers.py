@@ -248,6 +248,34 @@ def test_a_deferred_step_that_nobody_took_is_said(tmp_path: Path) -> None:
         gc.collect()
 
 
+def test_a_state_dict_holds_a_deferred_step_and_one_that_is_loaded_does_not(tmp_path: Path) -> None:
+    table, weight = table_in(tmp_path / "t")
+    update = offload.SGD(table, 0.1, deferred=True)
+    query, ids, _, grad = operands(0, None, torch.float32)
+    query.requires_grad_()
+
+    def step() -> None:
+        gr.segmented_logits(query, table.weight, ids, None, None, -1, 4).backward(grad)
+        update.step()
+
+    step()
+    want = weight - 0.1 * gr.sampled_logits_backward(grad, query, weight, ids, None, None, -1, False, False, True)[1]
+    torch.testing.assert_close(table.state_dict()["weight"], want)
+    step()
+    table.load_state_dict({"weight": weight})
+    logits = gr.segmented_logits(query, table.weight, ids, None, None, -1, 4)
+    assert torch.equal(logits, gr.sampled_logits(query, weight, ids, None, None, -1))
+    offload.save(table, tmp_path / "copy")
+    step()
+    with torch.no_grad():
+        table.weight[5] = 0
+    with pytest.raises(RuntimeError, match=r"written while a deferred step waits"):
+        gr.segmented_logits(query, table.weight, ids, None, None, -1, 4)
+    offload.load(table, tmp_path / "copy")
+    logits = gr.segmented_logits(query, table.weight, ids, None, None, -1, 4)
+    assert torch.equal(logits, gr.sampled_logits(query, weight, ids, None, None, -1))
+
+
 def test_nan_and_inf_reach_the_rows_that_were_looked_up_with_them(tmp_path: Path) -> None:
     table, _ = table_in(tmp_path / "t")
     update = offload.SGD(table, 0.1)
