@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import weakref
 from pathlib import Path
 
@@ -105,6 +106,35 @@ def test_a_compiled_model_trains_as_one_in_memory(tmp_path: Path, deferred: bool
     torch.testing.assert_close(ours.table.weight, plain.table.weight, check_stride=False)
     torch.testing.assert_close(ours.states, plain.states)
     assert ours.table.weight.grad is None
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_file_cut_short_while_a_compiled_model_trains(tmp_path: Path, deferred: bool) -> None:
+    """The error of the file comes out; states and checkpoint are as they were, and training goes on from them."""
+    torch.manual_seed(1)
+    model = SampledSoftmax(ROWS, WIDTH, 3, 8)
+    offload.move(model.table, tmp_path / "t")
+    optimizers = [torch.optim.SGD([model.states], 0.1), offload.SGD(model.table, 0.1, deferred)]
+    fast = gr_compile.optimize(model, passes=PASSES)
+    batch = torch.randint(0, ROWS + 1, (3, 8)), torch.randint(1, ROWS + 1, (3, 8, R))
+
+    def step() -> float:
+        loss = fast(*batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(loss.detach())
+
+    step()
+    offload.save(model.table, tmp_path / "copy")
+    states, content = model.states.detach().clone(), (tmp_path / "copy").read_bytes()
+    os.truncate(tmp_path / "t", 8192)
+    with pytest.raises(offload.TableFileError, match="has 8192 bytes and must have"):
+        step()
+    assert torch.equal(model.states, states) and (tmp_path / "copy").read_bytes() == content
+    offload.load(model.table, tmp_path / "copy")
+    assert step() > step()
 
 
 def test_a_step_prefetches_what_the_next_forward_begins_with(tmp_path: Path) -> None:
