@@ -11,6 +11,7 @@ import torch.fx as fx
 import gr_compile.lowering.cpu.kernels
 import gr_compile.lowering.cpu.linear_cross_entropy
 import gr_compile.lowering.cpu.sampled_logits
+import gr_compile.lowering.cpu.segmented_logits
 import gr_compile.lowering.cpu.stored_rows  # noqa: F401  (registers them)
 from gr_compile.lowering.target import Compiled
 

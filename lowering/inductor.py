@@ -14,6 +14,7 @@ import gr_compile.lowering.cpu.linear_cross_entropy
 import gr_compile.lowering.cpu.lookup
 import gr_compile.lowering.cpu.places
 import gr_compile.lowering.cpu.sampled_logits
+import gr_compile.lowering.cpu.segmented_logits
 import gr_compile.lowering.cpu.stored_rows  # noqa: F401
 from gr_compile.lowering.decompositions import decompositions
 from gr_compile.lowering.target import Compiled

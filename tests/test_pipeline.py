@@ -85,7 +85,7 @@ def test_options_are_converted_to_the_types_of_the_fields():
     ("canonicalise", "no pass is called 'canonicalise'; closest: canonicalize"),
     ("defualt", "closest: default"),
     ("default,-eliminate-paddding", "closest: eliminate-padding"),
-    ("quux", "Known: canonicalize, recognize-softmax, eliminate-padding, fuse-jagged-attention, dedupe-lookups, fuse-sampled-logits, fuse-token-operators, share-logits, insert-fp16; presets: none, bitwise"),
+    ("quux", "Known: canonicalize, recognize-softmax, eliminate-padding, fuse-jagged-attention, dedupe-lookups, fuse-sampled-logits, fuse-token-operators, share-logits, offload-negatives, insert-fp16; presets: none, bitwise"),
     ("eliminate-padding{mod=bucket}", "no option 'mod'.*did you mean 'mode'"),
     ("canonicalize{x=1}", "no option 'x' .it has: none."),
     ("eliminate-padding{multiple=many}", "multiple=many}: expected int"),
@@ -144,7 +144,7 @@ def test_contradictory_contracts_are_refused_before_anything_runs(passes, said):
 
 
 def test_the_installed_passes_are_listed_in_the_order_in_which_they_run():
-    by_name = ["dedupe-lookups", "fuse-token-operators", "share-logits"]  # no preset has them here
+    by_name = ["dedupe-lookups", "fuse-token-operators", "share-logits", "offload-negatives"]  # no preset has them here
     assert [item.name for item in list_passes()] == [*OURS[:4], by_name[0], OURS[4], *by_name[1:], "insert-fp16"]
     assert all(issubclass(item, Pass) for item in gr_compile.list_passes())
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from gr_compile.benchmarking.offloaded import InMemoryTrial, OffloadedTrial
 from gr_compile.benchmarking.rectools_hstu import RectoolsTrial, why_absent
 from gr_compile.benchmarking.settings import BenchSettings, Mode
 from gr_compile.benchmarking.workload import Workload, build
@@ -20,6 +21,7 @@ LABELS = {
     "flex_attention": "FlexAttention",
     "nested": "nested tensors",
     "rectools": "RecTools HSTU",
+    "offloaded": "gr_compile, table in a file",
 }
 
 Run = Callable[..., torch.Tensor]
@@ -46,6 +48,8 @@ def absence(name: str, settings: BenchSettings, mode: Mode, peers: Path) -> str 
         return "nested tensors have softmax attention only: SiLU attention is not expressible"
     if name in ("flex_attention", "nested") and settings.model == "lookup":
         return "compared with sasrec only"
+    if name == "offloaded" and not settings.trains:
+        return "the table in a file is measured by bench offload"
     if name == "rectools":
         return _rectools_absence(settings, peers)
     return None
@@ -66,6 +70,8 @@ def make_trial(name: str, settings: BenchSettings, fill: float, mode: Mode, peer
     if name == "rectools":
         return RectoolsTrial(settings, fill, mode, peers)
     workload = build(settings, fill, mode)
+    if settings.trains:
+        return OffloadedTrial(workload, settings) if name == "offloaded" else InMemoryTrial(workload, settings.passes)
     return WorkloadTrial(make_run(name, workload, settings.passes), workload, mode)
 
 

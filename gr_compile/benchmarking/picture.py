@@ -64,6 +64,16 @@ def draw_loss(path: Path, title: str, rows: list[dict[str, Any]], runs: list[dic
     _save(figure, path)
 
 
+def draw_offload(path: Path, title: str, rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
+    """Time of a step, and what of it waits for the file."""
+    groups = [f"V {row['items']:,}\nR {row['negatives']}" for row in rows]
+    figure, axes = _figure(2, title, len(groups))
+    steps = {"gr_compile": [row["in_memory_ms"] for row in rows], "offloaded": [row["offloaded_ms"] for row in rows]}
+    _bars(axes[0], groups, steps, "ms a step")
+    _bars(axes[1], groups, {"offloaded": [row["waited_ms"] for row in rows]}, "of which it waits for the file, ms")
+    _save(figure, path)
+
+
 def draw_turbogr(path: Path, title: str, rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
     """Time, utilisation and memory of TurboGR's models; they have one contender, so the rows say all."""
     groups = [f"{row['model']}\nN {row['max_seq_len']}" for row in rows]

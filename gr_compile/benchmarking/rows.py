@@ -105,6 +105,27 @@ def _loss_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
     return found
 
 
+def offload_rows(measured: Measured) -> list[dict[str, Any]]:
+    """One a case: training steps with the table in memory and in a file, and what went to and from the file."""
+    return [_offload_row(case, runs) for case, runs in zip(measured.cases, measured.runs)]
+
+
+def _offload_row(case: Case, runs: Sequence[ContenderRun]) -> dict[str, Any]:
+    sizes, work = case.settings, useful_work(case.settings, case.fill, case.mode)
+    memory, file = find(runs, "gr_compile"), find(runs, "offloaded")
+    table = (sizes.items + 1) * sizes.embedding_dim * sizes.torch_dtype.itemsize / MEBIBYTE
+    found: dict[str, Any] = {
+        "fill": case.fill, "tokens": work.tokens, "items": sizes.items, "negatives": sizes.negatives,
+        "segments": sizes.segments, "table_mb": table, "in_memory_ms": _milliseconds(memory.median()),
+        "offloaded_ms": _milliseconds(file.median()), "speed_vs_in_memory": ratio(memory.median(), file.median()),
+    }  # fmt: skip
+    for part in ("forward", "backward", "update", "waited"):
+        found[f"{part}_ms"] = _milliseconds(file.median(part))
+    for part in ("buffers_mb", "limit_mb", "read_mb", "written_mb", "major_faults", "direct"):
+        found[part] = file.median(part)
+    return found
+
+
 def turbogr_rows(measured: Measured) -> list[dict[str, Any]]:
     """One a model: gr_compile's step, its utilisation and its memory."""
     return [_turbogr_row(case, runs, measured.peak_flops) for case, runs in zip(measured.cases, measured.runs)]

@@ -34,7 +34,8 @@ class ContenderRun:
 
     first_seconds: the first step, compilation included. compile_seconds: that beyond a later step. cold:
     nothing that this contender compiled before lay in a cache. deviation: largest relative difference of
-    output and gradients from the reference (eager, else torch.compile); None where there is none.
+    output and gradients from the reference (eager, else torch.compile; of a table in a file: that in memory);
+    None where there is none.
     """
 
     contender: str
@@ -196,6 +197,8 @@ def with_deviations(runs: Sequence[ContenderRun], tolerance: float) -> list[Cont
     """Compares each run's numbers with the reference's; one beyond the tolerance is marked `wrong`."""
     checked = {run.contender: run for run in runs if run.checks}
     reference = checked.get("eager") or checked.get("torch_compile")
+    if reference is None and "offloaded" in checked:
+        reference = checked.get("gr_compile")
     return [_compared(run, reference, tolerance) if reference else run for run in runs]
 
 

@@ -14,7 +14,7 @@ Mode = Literal["inference", "training"]
 MODES: tuple[Mode, ...] = ("inference", "training")
 MODELS = ("hstu", "fuxi", "stu", "sasrec", "lookup", "sampled_softmax", "full_softmax")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CONTENDERS = ("eager", "torch_compile", "gr_compile", "flex_attention", "nested", "rectools")
+CONTENDERS = ("eager", "torch_compile", "gr_compile", "flex_attention", "nested", "rectools", "offloaded")
 PRINCIPALS = ("eager", "torch_compile", "gr_compile")
 
 
@@ -22,7 +22,8 @@ PRINCIPALS = ("eager", "torch_compile", "gr_compile")
 class BenchSettings:
     """Sizes are B, N, D, H, dqk = dv and V; `negatives` are those of a token in a sampled loss; `fills` are shares of
     valid places; `repeats` are rounds in which every contender has its turn. `memory_limit` (GiB) is the most that one
-    process may allocate; None is what the machine has available when the process starts."""
+    process may allocate; None is what the machine has available when the process starts. `trains`: a step ends with
+    SGD's part. `segments`: of a table in a file, which lies in `folder` (None: that of temporary files)."""
 
     model: str = "hstu"
     dtype: str = "float32"
@@ -41,6 +42,9 @@ class BenchSettings:
     passes: str = "default"
     contenders: tuple[str, ...] = CONTENDERS
     memory_limit: float | None = None
+    trains: bool = False
+    segments: int = 8
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, MODELS)
@@ -48,7 +52,7 @@ class BenchSettings:
         for name in self.contenders:
             _one_of("contender", name, CONTENDERS)
         for field in ("threads", "batch_size", "max_seq_len", "embedding_dim", "num_heads", "head_dim",
-                      "num_layers", "items", "negatives", "repeats"):  # fmt: skip
+                      "num_layers", "items", "negatives", "repeats", "segments"):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
         for fill in self.fills:
@@ -123,6 +127,13 @@ def loss_settings(settings: BenchSettings, quick: bool, own_items: bool) -> list
         found.append(replace(one, batch_size=1, negatives=min(one.negatives, 16)) if quick else one)
     return found
 
+
+# Training steps of the sampled loss, the table in memory and in a file.
+_OFFLOAD = replace(LOSS, contenders=("gr_compile", "offloaded"), trains=True)
+OFFLOAD = {
+    False: _OFFLOAD,
+    True: replace(_OFFLOAD, batch_size=1, max_seq_len=256, embedding_dim=64, items=20_000, negatives=16, repeats=3),
+}
 
 # A million ids, half of them padding.
 _LOOKUP = BenchSettings(

@@ -10,6 +10,9 @@ valid_ids, embedding_dim, items, <contender>_forward_ms, <contender>_backward_ms
 forward_speedup_vs_torch_compile, backward_speedup_vs_torch_compile} for eager, torch_compile, gr_compile; of
 `loss`: {fill, model, tokens, items, negatives (null: all items), <contender>_ms, <contender>_mb (what a step adds to
 the table, the states and their gradients), speedup_vs_torch_compile, memory_vs_eager, memory_vs_torch_compile}; of
+`offload`: {fill, tokens, items, negatives, segments, table_mb, in_memory_ms, offloaded_ms, speed_vs_in_memory,
+forward_ms, backward_ms, update_ms, waited_ms (of a step, for the file), buffers_mb, limit_mb (of a memory cgroup; 0:
+none could be made), read_mb, written_mb, major_faults (of a step), direct (1: past the page cache)}; of
 `turbogr`: {fill, mode, model, max_seq_len, num_layers, gr_compile_ms, compile_s, useful_gflop, mfu, gemm_gflops,
 peak_mb, steady_peak_mb}.
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from gr_compile.benchmarking.benchmark import Case, Measured
     from gr_compile.benchmarking.settings import BenchSettings
 
-WHAT = ("speed", "memory", "embedding", "loss", "turbogr")
+WHAT = ("speed", "memory", "embedding", "loss", "offload", "turbogr")
 PICTURES = (".png", ".svg", ".pdf")
 SIZES = "Sizes (defaults: those of the benchmark)"
 
@@ -46,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="speed, memory, embedding, loss or turbogr.")] = "speed",
+    what: Annotated[str, typer.Argument(help="speed, memory, embedding, loss, offload or turbogr.")] = "speed",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: under 3 minutes on 2 cores.")] = False,
     model: Annotated[
         str | None,
@@ -62,6 +65,12 @@ def bench(
     num_layers: Annotated[int | None, typer.Option(help="Layers.", rich_help_panel=SIZES)] = None,
     items: Annotated[int | None, typer.Option(help="V, the catalogue.", rich_help_panel=SIZES)] = None,
     negatives: Annotated[int | None, typer.Option(help="R, of a token: loss.", rich_help_panel=SIZES)] = None,
+    segments: Annotated[
+        int | None, typer.Option(help="Of the table in a file: offload.", rich_help_panel=SIZES)
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the table's file lies: offload (default: temporary files).")
+    ] = None,
     fills: Annotated[str | None, typer.Option(help="Shares of valid places, such as 0.15,0.5,1.")] = None,
     modes: Annotated[str | None, typer.Option(help="inference, training, or both by a comma.")] = None,
     contenders: Annotated[
@@ -89,6 +98,7 @@ def bench(
     **turbogr**: one training step of one full sequence for each of TurboGR's four models, by gr_compile alone.
     **embedding**: lookup of a million ids, half of them padding, forward and backward.
     **loss**: forward and backward of a sampled softmax, and of one over all items: times, memory.
+    **offload**: training steps of a sampled softmax, its table in memory and in a file of four times the memory.
 
     Every contender has a process of its own; they take turns, and medians are shown. Compilation is not part
     of the times and is shown apart. FlexAttention and nested tensors take part where they can express the
@@ -99,7 +109,7 @@ def bench(
     if what not in WHAT:
         raise CommandError(f"bench {what}: there are {', '.join(WHAT)}")
     settings = preset(what, quick)
-    if what in ("embedding", "loss", "turbogr") and model is not None:
+    if what in ("embedding", "loss", "offload", "turbogr") and model is not None:
         raise CommandError(f"bench {what} has no --model")
     own = (max_seq_len, embedding_dim, num_heads, head_dim, num_layers, fills, modes)
     if what == "turbogr" and any(given is not None for given in own):
@@ -115,6 +125,8 @@ def bench(
         "num_layers": num_layers,
         "items": items,
         "negatives": negatives,
+        "segments": segments,
+        "folder": None if folder is None else str(checked_folder(folder)),
         "fills": None if fills is None else numbers("--fills", fills),
         "modes": None if modes is None else checked_modes(modes),
         "contenders": None if contenders is None else names(contenders),
@@ -137,9 +149,10 @@ def bench(
 
 def preset(what: str, quick: bool) -> BenchSettings:
     """The sizes that a benchmark has unless told otherwise."""
-    from gr_compile.benchmarking.settings import EMBEDDING, LOSS, MEMORY, SPEED, TURBOGR
+    from gr_compile.benchmarking.settings import EMBEDDING, LOSS, MEMORY, OFFLOAD, SPEED, TURBOGR
 
-    presets = {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick], "loss": LOSS, "turbogr": TURBOGR}
+    presets = {"speed": SPEED[quick], "memory": MEMORY, "embedding": EMBEDDING[quick], "loss": LOSS,
+               "offload": OFFLOAD[quick], "turbogr": TURBOGR}  # fmt: skip
     return presets[what]
 
 
@@ -194,7 +207,7 @@ def make_payload(what: str, settings: BenchSettings, measured: Measured, seconds
     from gr_compile.benchmarking.flops import DEFINITION
 
     rows_of = {"speed": rows.speed_rows, "memory": rows.memory_rows, "embedding": rows.embedding_rows,
-               "loss": rows.loss_rows, "turbogr": rows.turbogr_rows}  # fmt: skip
+               "loss": rows.loss_rows, "offload": rows.offload_rows, "turbogr": rows.turbogr_rows}  # fmt: skip
     return {
         "what": what,
         "settings": asdict(settings),
@@ -214,7 +227,7 @@ def draw(path: Path | None, payload: dict[str, Any]) -> None:
     from gr_compile.benchmarking import picture
 
     draws = {"speed": picture.draw_speed, "memory": picture.draw_memory, "embedding": picture.draw_embedding,
-             "loss": picture.draw_loss, "turbogr": picture.draw_turbogr}  # fmt: skip
+             "loss": picture.draw_loss, "offload": picture.draw_offload, "turbogr": picture.draw_turbogr}  # fmt: skip
     draws[payload["what"]](path, title_of(payload), payload["rows"], payload["runs"])
 
 
@@ -227,10 +240,10 @@ def fail_if_broken(measured: Measured) -> None:
         f"{run.contender}, {run.mode}, fill {run.fill:.0%}: {run.status}: {run.reason}"
         for runs in measured.runs
         for run in runs
-        if run.contender in PRINCIPALS
+        if run.contender in (*PRINCIPALS, "offloaded")
         and (
             run.status in ("failed", "wrong")
-            or (run.status == "out of memory" and run.contender == "gr_compile")
+            or (run.status == "out of memory" and run.contender in ("gr_compile", "offloaded"))
         )
     ]
     if broken:
@@ -268,6 +281,13 @@ def check_picture_path(path: Path | None) -> None:
         raise CommandError(f"--picture {path}: the name ends with one of {', '.join(PICTURES)}")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise CommandError(f"--picture {path}: no file can be written there")
+
+
+def checked_folder(folder: Path) -> Path:
+    """The folder, if it is one."""
+    if not folder.is_dir():
+        raise CommandError(f"--folder {folder}: there is no such folder")
+    return folder
 
 
 def processor() -> str:

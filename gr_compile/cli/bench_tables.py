@@ -44,10 +44,10 @@ def title_of(payload: dict[str, Any]) -> str:
     if payload["what"] == "turbogr":
         processor = payload["machine"]["processor"]
         return f"turbogr: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}; {processor}"
-    if payload["what"] == "loss":
+    if payload["what"] in ("loss", "offload"):
         return (
-            f"loss: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}, N={sizes['max_seq_len']}, "
-            f"D={sizes['embedding_dim']}; {payload['machine']['processor']}"
+            f"{payload['what']}: {sizes['dtype']}, {sizes['threads']} threads, B={sizes['batch_size']}, "
+            f"N={sizes['max_seq_len']}, D={sizes['embedding_dim']}; {payload['machine']['processor']}"
         )
     return (
         f"{payload['what']}: {sizes['model']}, {sizes['dtype']}, {sizes['threads']} threads, "

@@ -15,6 +15,7 @@ from gr_compile.ops import (
     places,
     quantize,
     sampled_logits,
+    segmented_logits,
     silu_split,
     stored_rows,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "places",
     "quantize",
     "sampled_logits",
+    "segmented_logits",
     "silu_split",
     "stored_rows",
 ]

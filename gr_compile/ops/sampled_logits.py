@@ -97,7 +97,8 @@ def raise_bad_group(group: Tensor, token: int, rows: int) -> NoReturn:
     raise IndexError(f"gr::sampled_logits: group[{token}] is {int(group[token])}, which is no row of ids [{rows}, R]")
 
 
-def _check_places(ids: Tensor, group: Tensor | None, rows: int) -> None:
+def check_places(ids: Tensor, group: Tensor | None, rows: int) -> None:
+    """IndexError: an id is no row of the table, or a group no row of ids; it names the first and its place."""
     bad = ((ids < 0) | (ids >= rows)).flatten().nonzero()
     if bad.numel():
         raise_bad_id(ids, int(bad[0]), rows)
@@ -172,7 +173,7 @@ def sampled_logits_reference(
         IndexError: an id, read or not, is outside 0..V-1, or a group outside 0..G-1; it names the first and its place.
     """
     out = _fake(query, table, ids, group, eps, padding, stored, scale)
-    _check_places(ids, group, table.shape[0])
+    check_places(ids, group, table.shape[0])
     with outside_autocast(query.device):
         for tokens, _, rows in _blocks(query, _Rows(table, stored, scale), ids, group, eps):
             out[tokens] = torch.einsum("td,trd->tr", query[tokens].to(rows.dtype), rows)
@@ -215,7 +216,7 @@ def sampled_logits_backward_reference(
     grad_query, grad_table = _backward_fake(
         grad, query, table, ids, group, eps, padding, into_leaf, need_query, need_table, stored, scale
     )
-    _check_places(ids, group, table.shape[0])
+    check_places(ids, group, table.shape[0])
     read = _Rows(table, stored, scale)
     distinct = torch.unique(ids)
     sums = query.new_zeros((distinct.shape[0], table.shape[1]), dtype=_computed_in(query, table))

@@ -32,10 +32,10 @@ from gr_compile.ops.sampled_logits import (
 
 _SIZES = ("threads", "tokens", "groups", "samples", "rows", "features", "width", "query_row", "table_row", "grad_row")
 _POINTERS = ("query", "grad", "table", "scale", "ids", "group", "logits", "grad_query", "grad_table")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _WIDTH = 16  # rows of queries are whole vectors of any machine
-_MOST_PLACES = 2**32 - 1  # lookups, which the kernel counts in 32 bits
-_NO_MEMORY, _BAD_ID, _BAD_GROUP = 1, 3, 4
+MOST_PLACES = 2**32 - 1  # lookups, which the kernel counts in 32 bits
+NO_MEMORY, BAD_ID, BAD_GROUP = 1, 3, 4
 
 
 class Arguments(ctypes.Structure):
@@ -68,12 +68,12 @@ def kernel(
     return entry(lambda: source(rows, table, ids, backward), _entry_name(backward))
 
 
-class _Call:
+class SampledCall:
     """One call's arguments; the object keeps alive what they point to."""
 
     def __init__(
         self, query: Tensor, table: Tensor, ids: Tensor, group: Tensor | None, eps: float | None, padding: int,
-        stored: Tensor | None, scale: Tensor | None,
+        stored: Tensor | None = None, scale: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.query, self.whole = _float_rows(query), table
         self.table, self.ids = whole_rows(table if stored is None else stored), ids.contiguous()
@@ -96,6 +96,11 @@ class _Call:
         if to is not None:
             self.kept.append(to)
             setattr(self.arguments, name, to.data_ptr())
+
+    def forget_table(self) -> None:
+        """Hold the table's memory no longer."""
+        self.kept = [x for x in self.kept if x is not self.table]
+        self.table = self.whole = self.table.new_empty(0)
 
     def made(self, name: str, columns: int) -> Tensor:
         """A float32 result [T, columns]."""
@@ -126,11 +131,11 @@ class _Call:
     def run(self, function: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]
         """Write the results. MemoryError, IndexError: nothing is written."""
         status = function(ctypes.byref(self.arguments))
-        if status == _NO_MEMORY:
+        if status == NO_MEMORY:
             raise MemoryError("gr::sampled_logits: there is no memory for the kernel's buffers")
-        if status == _BAD_ID:
+        if status == BAD_ID:
             raise_bad_id(self.ids, self.arguments.bad, self.table.shape[0])
-        if status == _BAD_GROUP and self.group is not None:
+        if status == BAD_GROUP and self.group is not None:
             raise_bad_group(self.group, self.arguments.bad, self.ids.shape[0])
 
 
@@ -144,8 +149,8 @@ def _found(
     query: Tensor, table: Tensor, ids: Tensor, stored: Tensor | None, backward: bool
 ) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
     rows = table if stored is None else stored
-    dtypes = all(x.dtype in _DTYPES for x in (query, table, rows))
-    sizes = query.numel() and table.numel() and 0 < ids.numel() <= _MOST_PLACES
+    dtypes = all(x.dtype in DTYPES for x in (query, table, rows))
+    sizes = query.numel() and table.numel() and 0 < ids.numel() <= MOST_PLACES
     return kernel(rows.dtype, table.dtype, ids.dtype, backward) if enabled() and dtypes and sizes else None
 
 
@@ -159,7 +164,7 @@ def sampled_logits(
     found = _found(query, table, ids, stored, backward=False)
     if found is None:
         return sampled_logits_reference(*operands)
-    call = _Call(*operands)
+    call = SampledCall(*operands)
     logits = call.made("logits", ids.shape[1])
     call.run(found)
     return logits.to(query.dtype)
@@ -176,7 +181,7 @@ def sampled_logits_backward(
     found = _found(query, table, ids, stored, backward=True)
     if found is None:
         return sampled_logits_backward_reference(grad, *operands, into_leaf, need_query, need_table, *copies)
-    call = _Call(*operands, *copies)
+    call = SampledCall(*operands, *copies)
     call.gradient(grad)
     grad_query = call.made("grad_query", call.query.shape[1]) if need_query else query.new_empty(0)
     grad_table = call.table_gradient(into_leaf) if need_table else table.new_empty(0)

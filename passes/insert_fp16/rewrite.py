@@ -46,7 +46,7 @@ class InsertFP16(Pass):
     name: ClassVar[str] = "insert-fp16"
     after: ClassVar[frozenset[str]] = frozenset({
         "canonicalize", "eliminate-padding", "fuse-jagged-attention", "fuse-sampled-logits", "share-logits",
-        "fuse-token-operators",
+        "fuse-token-operators", "offload-negatives",
     })  # fmt: skip
     numerics: ClassVar[Numerics] = "approximates"
 

@@ -25,6 +25,7 @@ from gr_compile.passes.ragged import raggednesses
 Kind = Literal["negatives", "embeddings", "activations", "communication"]
 KINDS: tuple[Kind, ...] = ("negatives", "embeddings", "activations", "communication")
 SAMPLED = torch.ops.gr.sampled_logits.default
+_SEGMENTED = torch.ops.gr.segmented_logits.default
 DEQUANTIZE = torch.ops.gr.dequantize.default
 _ATTENTION = torch.ops.gr.jagged_attention.default
 _KEY = re.compile(r"\['([^']+)'\]|\.([A-Za-z_]\w*)")
@@ -90,6 +91,9 @@ class SiteFinder:
                 yield Blocked(node, *_PADDED)
             else:
                 yield Site("negatives", name, node)
+            return
+        if node.target is _SEGMENTED:
+            yield Blocked(node, "rows are read in segments of their table, as it lies in its file")
             return
         try:
             product = self._products.at(node)

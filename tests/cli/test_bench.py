@@ -66,6 +66,27 @@ def test_a_padded_model_without_memory_is_a_finding(gr_compile, tmp_path):
     assert found["rows"][0]["padded_peak_mb"] is None and found["rows"][0]["ratio"] is None
 
 
+def test_a_table_in_a_file_beside_one_in_memory(gr_compile, tmp_path):
+    target, folder = tmp_path / "bench.json", tmp_path / "files"
+    folder.mkdir()
+    sizes = ("--items", "3000", "--max-seq-len", "32", "--embedding-dim", "16", "--negatives", "4", "--segments", "4",
+             "--repeats", "1", "--threads", "1")  # fmt: skip
+    done = gr_compile("bench", "offload", "--quick", *sizes, "--folder", str(folder), "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
+    found = json.loads(target.read_text())
+    (row,) = found["rows"]
+    assert list(row) == [
+        "fill", "tokens", "items", "negatives", "segments", "table_mb", "in_memory_ms", "offloaded_ms",
+        "speed_vs_in_memory", "forward_ms", "backward_ms", "update_ms", "waited_ms", "buffers_mb", "limit_mb", "read_mb",
+        "written_mb", "major_faults", "direct",
+    ]  # fmt: skip
+    assert row["speed_vs_in_memory"] == row["in_memory_ms"] / row["offloaded_ms"] and row["segments"] == 4
+    assert 0 < row["buffers_mb"] < 0.7 * row["table_mb"]
+    memory, file = found["runs"]
+    assert file["contender"] == "offloaded" and memory["deviation"] is None and file["deviation"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -78,6 +99,8 @@ def test_a_padded_model_without_memory_is_a_finding(gr_compile, tmp_path):
         (["--picture", "bench.txt"], "ends with one of"),
         (["--json", "/nowhere/bench.json"], "no file can be written"),
         (["embedding", "--model", "hstu"], "no --model"),
+        (["offload", "--folder", "/nowhere"], "there is no such folder"),
+        (["offload", "--segments", "0"], "segments must be at least 1"),
     ],
 )
 def test_wrong_usage_is_said_before_any_work(arguments, said, monkeypatch, capsys):

@@ -27,6 +27,7 @@ def ports(found):
 NO_ROW = {
     "gr::dropout_share",  # no kernel of attention drops weights there
     "gr::occurring", "gr::numbered", "gr::quantize", "gr::dequantize", "gr::stored_rows",
+    "gr::segmented_logits", "gr::segmented_logits_backward",
     *COMPOSED,
 }  # fmt: skip
 """Operators without a node: passes leave alone what needs them, but for those that GE's own compute."""
