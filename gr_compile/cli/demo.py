@@ -38,6 +38,9 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Epochs of each run.", rich_help_panel=TRAINING)] = 5,
     batch_size: Annotated[int, typer.Option(help="Sequences a step.", rich_help_panel=TRAINING)] = 32,
     max_seq_len: Annotated[int, typer.Option(help="N, the padded length.", rich_help_panel=TRAINING)] = 200,
+    negatives: Annotated[
+        int, typer.Option(help="Sampled softmax with so many a target; 0: all items.", rich_help_panel=TRAINING)
+    ] = 0,
     seed: SeedOption = 0,
     dump: Annotated[Path, typer.Option(help="Folder for the compiler's dump.")] = Path("dumps/demo"),
     compare_torch_compile: Annotated[
@@ -71,6 +74,7 @@ def demo(
         batch_size=batch_size,
         max_seq_len=max_seq_len,
         learning_rate=2e-3,
+        negatives=negatives,
         seed=seed,
         filter_history=True,
         max_steps=max_steps,

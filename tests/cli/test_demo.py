@@ -23,7 +23,7 @@ def test_without_network_it_runs_on_synthetic_data_and_says_so(tmp_path):
     code = "from gr_compile.cli.__main__ import main\nif __name__ == '__main__':\n    main()"
     script = tmp_path / "cli.py"
     script.write_text(code)
-    arguments = ("--epochs", "2", "--max-steps", "2", "--batch-size", "64", "--max-seq-len", "24")
+    arguments = ("--epochs", "2", "--max-steps", "2", "--batch-size", "64", "--max-seq-len", "24", "--negatives", "8")
     dump, target = tmp_path / "dump", tmp_path / "demo.json"
     done = subprocess.run(
         [sys.executable, str(script), "demo", *arguments, "--dump", str(dump), "--json", str(target)],
@@ -39,6 +39,8 @@ def test_without_network_it_runs_on_synthetic_data_and_says_so(tmp_path):
     assert found["comparison"]["same_top_items"] >= 0.99
     assert found["comparison"]["hit_rate_difference"] <= 0.005
     assert found["passes"] and dump.is_dir() and found["dumps"]
+    losses = [row for row in found["passes"] if row["name"] == "fuse-sampled-logits" and row["training"]]
+    assert losses[0]["matches"] and "fuse-sampled-logits" in done.stdout
 
 
 def variant(kind, loss, hit_rate, seconds, items):
