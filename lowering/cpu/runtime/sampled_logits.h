@@ -154,22 +154,28 @@ static inline void write_logits(const SampledArgs& a, const Rows<E>& rows, i64 t
   for (i64 k = 0; k < n; k++) out[k] = found[k] * rows.weight[k];
 }
 
-// The logits of some tokens with a tile of rows.
-template <class E>
-static void tile_logits(const SampledArgs& a, const Rows<E>& rows, const i64* tokens, i64 count, i64 r, i64 n) {
+// The products of some tokens with a tile of rows, by write(token, products).
+template <class E, class Write>
+static void tile_products(const SampledArgs& a, const Rows<E>& rows, const i64* tokens, i64 count, Write write) {
   float found[TILE][TILE];
   const float* q[TILE];
   i64 p = 0;
   for (; p + TILE <= count; p += TILE) {
     for (i64 i = 0; i < TILE; i++) q[i] = a.query + tokens[p + i] * a.query_row;
     products<TILE>(q, rows, a.width, found);
-    for (i64 i = 0; i < TILE; i++) write_logits(a, rows, tokens[p + i], r, n, found[i]);
+    for (i64 i = 0; i < TILE; i++) write(tokens[p + i], found[i]);
   }
   for (; p < count; p++) {
     q[0] = a.query + tokens[p] * a.query_row;
     products<1>(q, rows, a.width, found);
-    write_logits(a, rows, tokens[p], r, n, found[0]);
+    write(tokens[p], found[0]);
   }
+}
+
+// The logits of some tokens with a tile of rows.
+template <class E>
+static void tile_logits(const SampledArgs& a, const Rows<E>& rows, const i64* tokens, i64 count, i64 r, i64 n) {
+  tile_products(a, rows, tokens, count, [&](i64 token, const float* found) { write_logits(a, rows, token, r, n, found); });
 }
 
 // Add to the gradients of some tokens what a tile of rows gives them.

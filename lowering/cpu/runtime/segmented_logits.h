@@ -83,19 +83,9 @@ static void put_logits(const SampledArgs& a, const Rows<float>& rows, i64 token,
 
 static void segment_logits(
     const SampledArgs& a, const Rows<float>& rows, const i64* tokens, i64 count, const i64* columns, i64 n) {
-  float found[TILE][TILE];
-  const float* q[TILE];
-  i64 p = 0;
-  for (; p + TILE <= count; p += TILE) {
-    for (i64 i = 0; i < TILE; i++) q[i] = a.query + tokens[p + i] * a.query_row;
-    products<TILE>(q, rows, a.width, found);
-    for (i64 i = 0; i < TILE; i++) put_logits(a, rows, tokens[p + i], columns, n, found[i]);
-  }
-  for (; p < count; p++) {
-    q[0] = a.query + tokens[p] * a.query_row;
-    products<1>(q, rows, a.width, found);
-    put_logits(a, rows, tokens[p], columns, n, found[0]);
-  }
+  tile_products(a, rows, tokens, count, [&](i64 token, const float* found) {
+    put_logits(a, rows, token, columns, n, found);
+  });
 }
 
 static void segment_grad_query(
