@@ -95,7 +95,7 @@ def optimize(
 
 
 def _optimize(model: Any, options: Options) -> Any:
-    if _is_optimized(model):
+    if is_optimized(model):
         raise ConfigError("this model is optimised already; optimize its .original to use other options")
     if inspect.isclass(model):
         if not issubclass(model, nn.Module):
@@ -110,7 +110,8 @@ def _optimize(model: Any, options: Options) -> Any:
     raise ConfigError(f"optimize takes modules, nn.Module classes and functions, not {type(model).__name__}")
 
 
-def _is_optimized(model: Any) -> bool:
+def is_optimized(model: Any) -> bool:
+    """Whether `optimize` made this: then `model.original` is what it was made of."""
     if inspect.isclass(model):
         return issubclass(model, OptimizedModule) or _HANDLE_OF in vars(model)
     return isinstance(model, (OptimizedModule, OptimizedFunction)) or (

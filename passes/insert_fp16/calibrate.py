@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from gr_compile.graph_pass import Match, Miss, Pass, PassResult, source_line
 from gr_compile.ops.quantize import SCALES, STORED, rounded, scale_of
-from gr_compile.optimize import optimize
+from gr_compile.optimize import is_optimized, optimize
 from gr_compile.passes.insert_fp16.calibration import Calibration, SiteRecord, Stored, relative
 from gr_compile.passes.insert_fp16.rewrite import InsertFP16
 from gr_compile.passes.insert_fp16.sites import Blocked, Kind, Site, SiteFinder
@@ -39,18 +39,40 @@ def calibrate(
     from torch's generator and leaves it as it was.
 
     Raises:
-        ValueError: no batches, or an unknown kind of site.
+        ValueError: no batches, one that is neither a tuple nor a mapping, a class for a model, or an unknown kind of
+            site.
     """
+    if isinstance(model, type):
+        raise ValueError(f"calibrate: {model.__name__} is a class; give a model that is made")
     kinds, recorder = InsertFP16(sites).kinds, Recorder()
     pipeline: list[str | Pass] = [f"{passes},-insert-fp16", ObserveSites(kinds, recorder)]
-    fast = optimize(getattr(model, "original", model), passes=pipeline, target="eager", padding=padding)
-    given = list(batches)
-    if not given:
-        raise ValueError("calibrate: there are no batches")
+    original: nn.Module = model.original if is_optimized(model) else model
+    fast = optimize(original, passes=pipeline, target="eager", padding=padding)
+    given = _calls(batches)
     with torch.random.fork_rng():
-        for batch in given:
-            fast(**batch) if isinstance(batch, Mapping) else fast(*batch)
+        for arguments, named in given:
+            fast(*arguments, **named)
     return Calibration(recorder.records(), len(given))
+
+
+def _calls(batches: Iterable[Any]) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Positional and keyword arguments of every call."""
+    if isinstance(batches, (Mapping, Tensor)):
+        raise ValueError(f"calibrate: batches must be a list of batches, not one {type(batches).__name__}")
+    calls: list[tuple[Sequence[Any], Mapping[str, Any]]] = []
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            calls.append(((), batch))
+        elif isinstance(batch, (tuple, list)):
+            calls.append((batch, {}))
+        else:
+            raise ValueError(
+                f"calibrate: batch {len(calls)} must be a tuple of arguments or a mapping of named ones, "
+                f"not {type(batch).__name__}; one argument is (batch,)"
+            )
+    if not calls:
+        raise ValueError("calibrate: there are no batches")
+    return calls
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,9 @@ class Calibration:
             return cls(tuple(_site(entry) for entry in content["sites"]), int(content["batches"]))
         except OSError as error:
             raise CalibrationError(f"{path}: no calibration can be read ({error.strerror}); run calibrate") from error
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except CalibrationError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CalibrationError(f"{path}: this is no calibration ({error}); run calibrate") from error
 
     def of(self, kind: str, name: str) -> SiteRecord | None:
@@ -98,12 +100,16 @@ class Calibration:
         site = self.of(kind, name)
         if site is None:
             return f"the calibration has no {kind} of {name}"
-        found = site.stored[f"{dtype}/{scale}"]
+        found = site.stored.get(f"{dtype}/{scale}")
+        if found is None:
+            return f"the calibration did not try {dtype} with scale={scale} at the {kind} of {name}"
         if found.overflows:
             return f"{found.overflows} of {site.values} values are too large for {dtype}: up to {site.largest:.3g}"
         if not found.error <= tolerance:
             flushed = f", {found.flushed} of {site.values} values became 0" if found.flushed else ""
             return f"the error in {dtype} is {found.error:.1e}, and tolerance is {tolerance:.1e}{flushed}"
+        if found.flushed > tolerance * site.values:  # the largest values have the error to themselves
+            return f"{found.flushed} of {site.values} values became 0 in {dtype}, beside others of up to {site.largest:.3g}"
         return None
 
     def hint(self, kind: str, name: str) -> str:
@@ -111,7 +117,8 @@ class Calibration:
         site = self.of(kind, name)
         if site is None:
             return "calibrate this model with these sites"
-        best = site.best()
+        whole = {way: one.error for way, one in site.stored.items() if not one.overflows and not one.flushed}
+        best = min(whole, key=lambda way: (whole[way], "none" not in way), default=site.best())
         return "" if not best else f"{best} had an error of {site.stored[best].error:.1e}"
 
     def picture(self, path: str | Path) -> None:
@@ -127,7 +134,10 @@ class Calibration:
 
 def _site(entry: dict[str, Any]) -> SiteRecord:
     exponents = {int(exponent): int(count) for exponent, count in entry["exponents"].items()}
-    stored = {way: Stored(**found) for way, found in entry["stored"].items()}
+    stored = {
+        way: Stored(float(found["error"]), int(found["overflows"]), int(found["flushed"]))
+        for way, found in entry["stored"].items()
+    }
     return SiteRecord(**{**entry, "exponents": exponents, "stored": stored})
 
 

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
+from gr_compile.analysis import operators as ops
+from gr_compile.analysis.kinds import Contract
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.quantize import SCALES
 from gr_compile.passes.insert_fp16.calibration import Calibration
@@ -112,6 +114,9 @@ class _Work:
             return Miss(f"the target has no kernel for {missing[0]}", site.node)
         if site.kind == "communication" and options.scale == "per-table":
             return Miss("each process would have a scale of its own", site.node, "scale=per-token")
+        if site.kind == "communication" and options.scale == "per-token" and ops.rank(site.value) < 2:
+            hint = "scale=none with a calibration, or dtype=bfloat16,scale=none"
+            return Miss("a value of one dimension is one row: its parts would travel without their scale", site.node, hint)
         if self._calibration is not None:
             reason = self._calibration.against(site.kind, site.name, options.dtype, options.scale, options.tolerance)
             return None if reason is None else Miss(reason, site.node, self._calibration.hint(site.kind, site.name))
@@ -119,6 +124,9 @@ class _Work:
         if unit > options.tolerance:
             reason = f"{options.dtype} rounds by up to {unit:.1e}, and tolerance is {options.tolerance:.1e}"
             return Miss(reason, site.node)
+        if _adds_a_value(site.node):
+            hint = "calibration=FILE of gr-compile calibrate shows whether it is one"
+            return Miss("what is added to the products may be a mask, beside which they would become 0", site.node, hint)
         if options.scale == "none" and self._dtype is torch.float16:
             hint = "scale=per-token, or calibration=FILE of gr-compile calibrate, or dtype=bfloat16"
             return Miss("nothing is known of the range, and float16 ends at 65504", site.node, hint)
@@ -162,6 +170,12 @@ class _Work:
         pair = editor.call(make, *operands, self._dtype, scale)
         stored = editor.call(operator.getitem, pair, 0)
         return stored, None if scale == "none" else editor.call(operator.getitem, pair, 1)
+
+
+def _adds_a_value(node: fx.Node) -> bool:
+    """Whether products have a value for each row added, as addmm and baddbmm do, and not a bias alone."""
+    kind = ops.kind_of(node)
+    return isinstance(kind, Contract) and kind.bias is not None and ops.rank(kind.bias) > 1
 
 
 def _is_ours(user: fx.Node, made: fx.Node) -> bool:

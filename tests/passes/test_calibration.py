@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from loss_models import Recommender, batch, sampled_softmax
 from pass_bench import PassBench
-from torch import Tensor
+from torch import Tensor, nn
 
+import gr_compile
 from gr_compile.passes.insert_fp16 import Calibration, calibrate
 from gr_compile.passes.insert_fp16.calibration import CalibrationError
 from gr_compile.pipeline import PipelineError
@@ -118,7 +120,7 @@ def test_values_that_are_not_finite_are_counted_and_count_for_nothing_else() -> 
     assert all(one.error < 2.5e-3 and not one.overflows for one in site.stored.values())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 0}', '{"version": 1, "batches": 1, "sites": [{}]}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 0}', '{"version": 1, "batches": 1, "sites": [{}]}', '{"version": 1, "batches": "x", "sites": []}'])
 def test_files_that_hold_no_calibration(content: str, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     path.write_text(content)
@@ -128,6 +130,97 @@ def test_files_that_hold_no_calibration(content: str, tmp_path: Path) -> None:
         PassBench(Recommender(sampled_softmax), BATCHES, passes=f"{HALF}{{calibration={path}}}")
 
 
+def test_a_file_that_is_no_text_and_one_that_lacks_a_way(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    path.write_bytes(b"\x80\x02\xff")
+    with pytest.raises(CalibrationError, match="this is no calibration"):
+        Calibration.load(path)
+    made = found(Recommender(sampled_softmax))
+    (site,) = made.sites
+    replace(made, sites=(replace(site, stored={}),)).save(path)
+    bench = PassBench(Recommender(sampled_softmax), BATCHES[:1], passes=f"default,{HALF}{{calibration={path}}}")
+    assert "did not try float16 with scale=per-token" in bench.misses(HALF)[0].reason
+
+
 def test_no_batches() -> None:
     with pytest.raises(ValueError, match="there are no batches"):
         calibrate(Recommender(sampled_softmax), [])
+
+
+@pytest.mark.parametrize(
+    ("batches", "reason"),
+    [
+        ([BATCHES[0][0]], "batch 0 must be a tuple of arguments or a mapping of named ones, not Tensor"),
+        (BATCHES[0], "batch 0 must be a tuple"),
+        (BATCHES[0][0], "batches must be a list of batches, not one Tensor"),
+        ({"ids": BATCHES[0][0]}, "batches must be a list of batches, not one dict"),
+    ],
+)
+def test_batches_that_are_none(batches: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        calibrate(Recommender(sampled_softmax), batches)
+
+
+def test_a_class_is_no_model_and_stays_as_it_is() -> None:
+    with pytest.raises(ValueError, match="Recommender is a class"):
+        calibrate(Recommender, BATCHES)  # type: ignore[arg-type]
+    gr_compile.optimize(Recommender(sampled_softmax), target="eager")
+
+
+class Wrapper(nn.Module):
+    """Its `original` is a part of it, not what it was made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.original, self.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.original(x)))
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_a_model_with_a_part_called_original_is_calibrated_whole(optimised: bool) -> None:
+    model = gr_compile.optimize(Wrapper(), target="eager") if optimised else Wrapper()
+    made = calibrate(model, [(torch.randn(4, 8),)], "activations")
+    assert [site.name for site in made.sites] == ["original.0.linear", "head.linear"]
+
+
+class Masked(nn.Module):
+    """Attention whose mask is added to the scores in one operator."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("mask", torch.zeros(6, 6).masked_fill(torch.ones(6, 6).triu(1).bool(), least))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.mask, self.q(x), self.k(x).t()).softmax(-1)
+
+
+@pytest.mark.parametrize(("least", "stored"), [(torch.finfo(torch.float32).min, False), (-8.0, True)])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_scores_do_not_vanish_beside_a_mask(least: float, stored: bool, calibrated: bool, tmp_path: Path) -> None:
+    model, x = Masked(least), torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    options = "sites=activations"
+    if calibrated:
+        calibrate(model, [(x,)], "activations").save(tmp_path / "found.json")
+        options += f",calibration={tmp_path / 'found.json'}"
+    made = PassBench(model, [(x,)], passes=f"{HALF}{{{options}}}")
+    torch.testing.assert_close(made.fast(x), model(x), rtol=5e-3, atol=1e-3)
+    reasons = [miss.reason for miss in made.misses(HALF)]
+    if calibrated and stored:
+        assert not reasons and len(made.matches(HALF)) == 3
+    else:
+        want = "values became 0 in float16, beside others" if calibrated else "may be a mask"
+        assert len(reasons) == 1 and want in reasons[0], reasons
+
+
+def test_a_row_of_large_values_does_not_hide_that_others_became_0(tmp_path: Path) -> None:
+    by = torch.full((61, 1), 1e-12)
+    by[int(BATCHES[0][2][0, 0, 0])] = 1.0
+    model = scaled(by)
+    found(model).save(tmp_path / "found.json")
+    text = f"default,{HALF}{{scale=per-table,calibration={tmp_path / 'found.json'}}}"
+    (miss,) = PassBench(model, BATCHES[:1], passes=text).misses(HALF)
+    assert "values became 0" in miss.reason and "per-token" in miss.hint

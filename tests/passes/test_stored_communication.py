@@ -38,6 +38,8 @@ class Sent(nn.Module):
         y = self.layer(x)
         if self.how == "gather":
             return collectives.all_gather_tensor(y, 0, dist.group.WORLD) * 2
+        if self.how == "gather of a row":
+            return collectives.all_gather_tensor(y.sum(-1) * 2, 0, dist.group.WORLD) * 2
         if self.how == "exchange":
             return collectives.all_to_all_single(y, None, None, dist.group.WORLD) + 1
         return collectives.all_reduce(y, "sum", dist.group.WORLD) + 1
@@ -79,6 +81,7 @@ def test_what_is_moved_is_moved_in_16_bits(how: str, target: str) -> None:
     [
         ("sum", "", False, "the collective adds up what it is given"),
         ("gather", ",scale=per-table", False, "each process would have a scale of its own"),
+        ("gather of a row", "", False, "a value of one dimension is one row"),
         ("gather", ",scale=none", False, "nothing is known of the range"),
         ("exchange", "", True, "a gradient may travel back through this collective"),
     ],
