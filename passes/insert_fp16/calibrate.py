@@ -46,7 +46,7 @@ def calibrate(
         raise ValueError(f"calibrate: {model.__name__} is a class; give a model that is made")
     kinds, recorder = InsertFP16(sites).kinds, Recorder()
     pipeline: list[str | Pass] = [f"{passes},-insert-fp16", ObserveSites(kinds, recorder)]
-    original: nn.Module = model.original if is_optimized(model) else model
+    original: Any = model.original if is_optimized(model) else model
     fast = optimize(original, passes=pipeline, target="eager", padding=padding)
     given = _calls(batches)
     with torch.random.fork_rng():

@@ -109,7 +109,8 @@ class Calibration:
             flushed = f", {found.flushed} of {site.values} values became 0" if found.flushed else ""
             return f"the error in {dtype} is {found.error:.1e}, and tolerance is {tolerance:.1e}{flushed}"
         if found.flushed > tolerance * site.values:  # the largest values have the error to themselves
-            return f"{found.flushed} of {site.values} values became 0 in {dtype}, beside others of up to {site.largest:.3g}"
+            count = f"{found.flushed} of {site.values} values"
+            return f"{count} became 0 in {dtype}, beside others of up to {site.largest:.3g}"
         return None
 
     def hint(self, kind: str, name: str) -> str:

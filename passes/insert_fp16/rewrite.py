@@ -116,17 +116,19 @@ class _Work:
             return Miss("each process would have a scale of its own", site.node, "scale=per-token")
         if site.kind == "communication" and options.scale == "per-token" and ops.rank(site.value) < 2:
             hint = "scale=none with a calibration, or dtype=bfloat16,scale=none"
-            return Miss("a value of one dimension is one row: its parts would travel without their scale", site.node, hint)
+            row = "a value of one dimension is one row: its parts would travel without their scale"
+            return Miss(row, site.node, hint)
         if self._calibration is not None:
             reason = self._calibration.against(site.kind, site.name, options.dtype, options.scale, options.tolerance)
             return None if reason is None else Miss(reason, site.node, self._calibration.hint(site.kind, site.name))
         unit = torch.finfo(self._dtype).eps / 2
         if unit > options.tolerance:
-            reason = f"{options.dtype} rounds by up to {unit:.1e}, and tolerance is {options.tolerance:.1e}"
-            return Miss(reason, site.node)
+            coarse = f"{options.dtype} rounds by up to {unit:.1e}, and tolerance is {options.tolerance:.1e}"
+            return Miss(coarse, site.node)
         if _adds_a_value(site.node):
             hint = "calibration=FILE of gr-compile calibrate shows whether it is one"
-            return Miss("what is added to the products may be a mask, beside which they would become 0", site.node, hint)
+            added = "what is added to the products may be a mask, beside which they would become 0"
+            return Miss(added, site.node, hint)
         if options.scale == "none" and self._dtype is torch.float16:
             hint = "scale=per-token, or calibration=FILE of gr-compile calibrate, or dtype=bfloat16"
             return Miss("nothing is known of the range, and float16 ends at 65504", site.node, hint)
