@@ -20,6 +20,7 @@ from gr_compile.pipeline import PassContext
 aten, gr = torch.ops.aten, torch.ops.gr
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _WAIT = torch.ops._c10d_functional.wait_tensor.default
+_NARROW = 2  # values of a row that are no wider than their halves and a scale
 _NEEDED = {
     "negatives": ("gr::sampled_logits", "gr::stored_rows"), "embeddings": ("gr::quantize", "gr::dequantize"),
     "activations": ("gr::quantize", "gr::dequantize"), "communication": ("gr::quantize", "gr::dequantize"),
@@ -118,6 +119,10 @@ class _Work:
             hint = "scale=none with a calibration, or dtype=bfloat16,scale=none"
             row = "a value of one dimension is one row: its parts would travel without their scale"
             return Miss(row, site.node, hint)
+        width = site.value.meta["val"].shape[-1]
+        if options.scale == "per-token" and isinstance(width, int) and width <= _NARROW:
+            narrow = f"with a scale a row of {width} takes as much in 16 bits as in 32"
+            return Miss(narrow, site.node, "scale=per-table")
         if self._calibration is not None:
             reason = self._calibration.against(site.kind, site.name, options.dtype, options.scale, options.tolerance)
             return None if reason is None else Miss(reason, site.node, self._calibration.hint(site.kind, site.name))

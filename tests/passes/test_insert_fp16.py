@@ -279,7 +279,19 @@ def test_what_a_checkpoint_computes_again_is_not_stored() -> None:
 
     made = bench(loss, of={"sites": "activations"})
     made.assert_misses(HALF, "a checkpoint computes it again in the backward", "m.o(y)")
-    assert {match.what for match in made.matches(HALF)} == {f"activations of {x}" for x in ("q.linear", "k.linear", "v.linear", "jagged_attention")}
+    names = ("q.linear", "k.linear", "v.linear", "jagged_attention", "o.linear")
+    assert {match.what for match in made.matches(HALF)} == {f"activations of {name}" for name in names}
+
+
+@pytest.mark.parametrize(("scale", "fires"), [("per-token", False), ("per-table", True)])
+def test_rows_that_their_scales_would_make_wider_stay(scale: str, fires: bool) -> None:
+    def loss(m: Recommender, x: Tensor, mask: Tensor, *_: Tensor) -> Tensor:
+        return (torch.sigmoid(F.linear(x, m.o.weight[:2])) * mask.unsqueeze(-1)).sum()
+
+    made = bench(loss, of={"sites": "activations", "scale": scale})
+    assert len(made.matches(HALF)) == (6 if fires else 5)
+    if not fires:
+        made.assert_misses(HALF, "a row of 2 takes as much in 16 bits as in 32", "m.o.weight[:2]")
 
 
 def test_without_gradients_no_activation_is_kept() -> None:
