@@ -9,18 +9,16 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
-from gr_compile.analysis import operators as ops
-from gr_compile.analysis.kinds import Contract
 from gr_compile.graph_pass import Match, Miss, Numerics, Pass, PassResult
 from gr_compile.ops.quantize import SCALES
 from gr_compile.passes.insert_fp16.calibration import Calibration
+from gr_compile.passes.insert_fp16.evidence import against
 from gr_compile.passes.insert_fp16.sites import KINDS, Blocked, Kind, Site, SiteFinder
 from gr_compile.pipeline import PassContext
 
 aten, gr = torch.ops.aten, torch.ops.gr
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _WAIT = torch.ops._c10d_functional.wait_tensor.default
-_NARROW = 2  # values of a row that are no wider than their halves and a scale
 _NEEDED = {
     "negatives": ("gr::sampled_logits", "gr::stored_rows"), "embeddings": ("gr::quantize", "gr::dequantize"),
     "activations": ("gr::quantize", "gr::dequantize"), "communication": ("gr::quantize", "gr::dequantize"),
@@ -106,38 +104,13 @@ class _Work:
         scaled = "" if self.options.scale == "none" else f", scaled {self.options.scale}"
         return f"{self.options.dtype}{scaled}"
 
-    # ----------------------------------------------------------------------------------------- evidence
     def _against(self, site: Site) -> Miss | None:
-        """Why a site stays in 32 bits; None where it need not."""
         options = self.options
         missing = [name for name in _NEEDED[site.kind] if not self.context.supports(name)]
         if missing:
             return Miss(f"the target has no kernel for {missing[0]}", site.node)
-        if site.kind == "communication" and options.scale == "per-table":
-            return Miss("each process would have a scale of its own", site.node, "scale=per-token")
-        if site.kind == "communication" and options.scale == "per-token" and ops.rank(site.value) < 2:
-            hint = "scale=none with a calibration, or dtype=bfloat16,scale=none"
-            row = "a value of one dimension is one row: its parts would travel without their scale"
-            return Miss(row, site.node, hint)
-        width = site.value.meta["val"].shape[-1]
-        if options.scale == "per-token" and isinstance(width, int) and width <= _NARROW:
-            narrow = f"with a scale a row of {width} takes as much in 16 bits as in 32"
-            return Miss(narrow, site.node, "scale=per-table")
-        if self._calibration is not None:
-            reason = self._calibration.against(site.kind, site.name, options.dtype, options.scale, options.tolerance)
-            return None if reason is None else Miss(reason, site.node, self._calibration.hint(site.kind, site.name))
-        unit = torch.finfo(self._dtype).eps / 2
-        if unit > options.tolerance:
-            coarse = f"{options.dtype} rounds by up to {unit:.1e}, and tolerance is {options.tolerance:.1e}"
-            return Miss(coarse, site.node)
-        if _adds_a_value(site.node):
-            hint = "calibration=FILE of gr-compile calibrate shows whether it is one"
-            added = "what is added to the products may be a mask, beside which they would become 0"
-            return Miss(added, site.node, hint)
-        if options.scale == "none" and self._dtype is torch.float16:
-            hint = "scale=per-token, or calibration=FILE of gr-compile calibrate, or dtype=bfloat16"
-            return Miss("nothing is known of the range, and float16 ends at 65504", site.node, hint)
-        return None
+        found = against(site, self._dtype, options.scale, options.tolerance, self._calibration)
+        return None if found is None else Miss(found.reason, site.node, found.hint)
 
     # --------------------------------------------------------------------------------------------- emit
     def _negatives(self, site: Site) -> None:
@@ -177,12 +150,6 @@ class _Work:
         pair = editor.call(make, *operands, self._dtype, scale)
         stored = editor.call(operator.getitem, pair, 0)
         return stored, None if scale == "none" else editor.call(operator.getitem, pair, 1)
-
-
-def _adds_a_value(node: fx.Node) -> bool:
-    """Whether products have a value for each row added, as addmm and baddbmm do, and not a bias alone."""
-    kind = ops.kind_of(node)
-    return isinstance(kind, Contract) and kind.bias is not None and ops.rank(kind.bias) > 1
 
 
 def _is_ours(user: fx.Node, made: fx.Node) -> bool:
