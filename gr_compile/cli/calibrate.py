@@ -84,6 +84,9 @@ def show(output: Output, made: Calibration) -> None:
             f"{site.kind}: {site.name}", f"{site.smallest:.1e} .. {site.largest:.1e}", str(site.not_finite),
             str(overflows), best, error, f"{site.bytes_before / 2**20:.2f}", f"{site.bytes_after / 2**20:.2f}",
         ])  # fmt: skip
+    if not rows:
+        output.line("no site was reached; `gr-compile explain` with insert-fp16 in --passes says why")
+        return
     columns = [
         "site", "magnitudes", "not finite", "beyond float16", "least error", "error", "MiB in 32 bits", "in 16",
     ]  # fmt: skip

@@ -164,7 +164,10 @@ def with_loss_passes(passes: str, kind: str, negatives: int, share: int, fp16: s
             raise CommandError(f"{option} needs --negatives: there are none to share or store")
     if share > 1:
         passes += f",share-logits{{expansion={share}}}"
-    return passes + (f",insert-fp16{{sites={'+'.join(sites)}}}" if sites else "")
+    passes += f",insert-fp16{{sites={'+'.join(sites)}}}" if sites else ""
+    if share > 1 or sites:
+        objective(passes)  # a pipeline that cannot be is said before data are read
+    return passes
 
 
 def objective(passes: str) -> list[str]:

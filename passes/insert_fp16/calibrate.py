@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -49,10 +50,23 @@ def calibrate(
     original: Any = model.original if is_optimized(model) else model
     fast = optimize(original, passes=pipeline, target="eager", padding=padding)
     given = _calls(batches)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _buffers_kept(original):
         for arguments, named in given:
             fast(*arguments, **named)
     return Calibration(recorder.records(), len(given))
+
+
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """What forwards write to buffers, as batch norm does in training, is taken back."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in before and not torch.equal(buffer, before[name]):
+                    buffer.copy_(before[name])
 
 
 def _calls(batches: Iterable[Any]) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:

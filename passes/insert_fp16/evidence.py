@@ -37,7 +37,8 @@ def against(
 
 
 def _form(site: Site, scale: str) -> Against | None:
-    width = site.value.meta["val"].shape[-1]
+    shape = site.value.meta["val"].shape
+    width = shape[-1] if shape else 1
     if scale == "per-token" and isinstance(width, int) and width <= _NARROW:
         return Against(f"with a scale a row of {width} takes as much in 16 bits as in 32", "scale=per-table")
     if site.kind == "communication" and scale == "per-table":

@@ -105,8 +105,10 @@ class SiteFinder:
 
     def _embedding(self, node: fx.Node) -> Iterator[Site | Blocked]:
         read = table_and_ids(node)
-        if read is None or read[0].op not in ("placeholder", "get_attr") or not self._is_open(node):
+        if read is None or read[0].op not in ("placeholder", "get_attr"):
             return  # rows of a value that was computed are that value's
+        if not self._training or not self._is_open(node):
+            return  # nothing is kept for a backward
         yield self._result("embeddings", node, _origin(read[0]))
 
     def _activation(self, node: fx.Node) -> Iterator[Site | Blocked]:

@@ -67,6 +67,14 @@ def test_the_model_and_torchs_generator_are_as_before() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_a_forward_writes_to_buffers_is_taken_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).train()
+    before = copy.deepcopy(model.state_dict())
+    made = calibrate(model, [(torch.randn(8, 4),)] * 2, "activations")
+    assert [site.name for site in made.sites] == ["0.linear"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_it_is_kept_in_a_file_and_drawn(tmp_path: Path) -> None:
     made = found(Recommender(sampled_softmax), ALL)
     made.save(tmp_path / "found.json")

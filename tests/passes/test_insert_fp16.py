@@ -296,7 +296,7 @@ def test_rows_that_their_scales_would_make_wider_stay(scale: str, fires: bool) -
 
 def test_without_gradients_no_activation_is_kept() -> None:
     model = Recommender(sampled_softmax)
-    fast = gr_compile.optimize(model, passes=f"default,{HALF}{{sites=activations}}", target="eager")
+    fast = gr_compile.optimize(model, passes=f"default,{HALF}{{sites=embeddings+activations}}", target="eager")
     with torch.no_grad():
         fast(*batch(LENGTHS, PLACES, R))
     (record,) = [r for report in gr_compile.report(fast) for r in report.passes if r.name == HALF]
