@@ -50,7 +50,7 @@ def test_it_is_gr_sampled_logits(dtype: torch.dtype, groups: int | None, eps: fl
         compare(*sample(70, 9, 300, 19, groups, dtype), eps, 0, segments)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40, derandomize=True, database=None)
 @given(
     tokens=st.integers(1, 70), samples=st.integers(1, 9), rows=st.integers(1, 40), width=st.integers(1, 40),
     groups=st.sampled_from([None, 1, 3, 30]), eps=st.sampled_from([None, 0.0, EPS, 2.0]), padding=st.integers(-1, 3),
