@@ -91,9 +91,9 @@ class _Work:
         self._dtype = DTYPES[options.dtype]
 
     def store(self, site: Site) -> None:
-        against = self._against(site)
-        if against is not None:
-            self.misses.append(against)
+        miss = self._against(site)
+        if miss is not None:
+            self.misses.append(miss)
         elif self.context.allow(f"{site.kind} of {site.name}", site.node):
             self.matches.append(Match(f"{site.kind} of {site.name}", site.node, self._said()))
             with self.context.editor.at(before=site.node, like=site.node):

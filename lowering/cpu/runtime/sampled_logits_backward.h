@@ -143,12 +143,18 @@ static void add_groups(const SampledArgs& a, const Tasks& tasks, const Sorted& s
   }
 }
 
-static bool table_gradient(const SampledArgs& a, const Tasks& tasks, const Sorted& sorted) {
+static void add_lookups(const SampledArgs& a, const Tasks& tasks, const Sorted& sorted, i64 from, i64 to, RowSum& row) {
+  if (a.group) add_groups(a, tasks, sorted, from, to, row);
+  else add_tokens(a, sorted, from, to, row);
+}
+
+// The gradients of the rows of sorted lookups [first, last), which are all of these rows'.
+static bool table_gradient(const SampledArgs& a, const Tasks& tasks, const Sorted& sorted, i64 first, i64 last) {
   bool ok = true;
   auto id = [&](i64 i) { return (i64)a.ids[sorted.order[i]]; };
   auto next_row = [&](i64 i) {  // the first lookup from i on that begins a row
-    while (i > 0 && i < sorted.count && id(i) == id(i - 1)) i++;
-    return least(i, sorted.count);
+    while (i > first && i < last && id(i) == id(i - 1)) i++;
+    return least(i, last);
   };
 #pragma omp parallel num_threads(a.threads)
   {
@@ -161,11 +167,9 @@ static bool table_gradient(const SampledArgs& a, const Tasks& tasks, const Sorte
     }
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
-    for (i64 start = 0; start < sorted.count; start += PLACES) {
+    for (i64 start = first; start < last; start += PLACES) {
       if (!ok) continue;
-      i64 from = next_row(start), to = next_row(start + PLACES);
-      if (a.group) add_groups(a, tasks, sorted, from, to, row);
-      else add_tokens(a, sorted, from, to, row);
+      add_lookups(a, tasks, sorted, next_row(start), next_row(start + PLACES), row);
       row.end(a);
       row.id = -1;
     }
@@ -186,5 +190,5 @@ extern "C" i64 gr_sampled_logits_backward(SampledArgs* args) {
     });
     if (!done) return NO_MEMORY;
   }
-  return !a.grad_table || table_gradient(a, tasks, sorted) ? DONE : NO_MEMORY;
+  return !a.grad_table || table_gradient(a, tasks, sorted, 0, sorted.count) ? DONE : NO_MEMORY;
 }

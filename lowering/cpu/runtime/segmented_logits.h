@@ -104,38 +104,10 @@ static void segment_grad_query(
   }
 }
 
-static void add_lookups(const Plan& p, const SampledArgs& a, i64 from, i64 to, RowSum& row) {
-  if (a.group) add_groups(a, p.tasks, p.sorted, from, to, row);
-  else add_tokens(a, p.sorted, from, to, row);
-}
-
 // The gradients of rows [begin, end) into grad_table.
 static bool segment_grad_table(const Plan& p, const SampledArgs& a, i64 begin, i64 end) {
-  bool ok = true;
-  i64 first = p.first_sorted(begin), last = p.first_sorted(end, first);
-  auto id = [&](i64 i) { return (i64)a.ids[p.sorted.order[i]]; };
-  auto next_row = [&](i64 i) {
-    while (i > first && i < last && id(i) == id(i - 1)) i++;
-    return least(i, last);
-  };
-#pragma omp parallel num_threads(a.threads)
-  {
-    RowSum row;
-    bool own = row.allocate(a);
-    if (!own) {
-#pragma omp atomic write
-      ok = false;
-    }
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
-    for (i64 start = first; start < last; start += PLACES) {
-      if (!ok) continue;
-      add_lookups(p, a, next_row(start), next_row(start + PLACES), row);
-      row.end(a);
-      row.id = -1;
-    }
-  }
-  return ok;
+  i64 first = p.first_sorted(begin);
+  return table_gradient(a, p.tasks, p.sorted, first, p.first_sorted(end, first));
 }
 
 // Must be laid out as `_Rule` in gr_compile/lowering/cpu/segment_kernels.py.
@@ -172,7 +144,7 @@ struct Updates {
     if (to == at[k]) return false;
     row.id = next;
     memset((void*)row.sum.data, 0, a.width * sizeof(float));
-    add_lookups(p, a, at[k], to, row);
+    add_lookups(a, p.tasks, p.sorted, at[k], to, row);
     if (a.normalized) row.before_normalizing(a);
     at[k] = to;
     return true;
